@@ -1,0 +1,267 @@
+// The only place where Python and C++ meet: arrays become plain pointers, the GIL is released, and
+// Ctrl-C is answered. Shapes are checked in Python, where the messages are made; here only what
+// would crash.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/cost.h"
+#include "core/evaluate.h"
+#include "core/masked_conv.h"
+#include "core/program.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace rlal {
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;  // no forcecast: a wrong dtype is an error
+
+void require(bool holds, const char* message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+bool python_interrupted() {
+  const py::gil_scoped_acquire acquire;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs `work(interrupted)` without the GIL; raises KeyboardInterrupt (or what a signal handler
+// raised).
+template <typename Work>
+void without_gil(const Work& work) {
+  bool finished = false;
+  {
+    const py::gil_scoped_release release;
+    finished = work(Interrupted(python_interrupted));
+  }
+  if (!finished) throw py::error_already_set();
+}
+
+// ---- FLOPs accounting ----
+
+using Terms = std::vector<std::tuple<int32_t, int64_t>>;
+using LayerRow = std::tuple<int64_t, int64_t, Terms, int64_t, Terms>;
+
+ChannelCount channel_count(int64_t constant, const Terms& terms) {
+  ChannelCount count{constant, {}};
+  for (const auto& [group, times] : terms) count.terms.push_back({group, times});
+  return count;
+}
+
+CostModel make_cost_model(const std::vector<LayerRow>& rows, const Array<int64_t>& full_widths) {
+  std::vector<LayerCost> layers;
+  for (const auto& [area, out_constant, out_terms, in_constant, in_terms] : rows)
+    layers.push_back(
+        {area, channel_count(out_constant, out_terms), channel_count(in_constant, in_terms)});
+  const std::vector<int64_t> widths(full_widths.data(), full_widths.data() + full_widths.size());
+  for (const LayerCost& layer : layers)
+    for (const ChannelCount* count : {&layer.out, &layer.in})
+      for (const ChannelCount::Term& term : count->terms)
+        require(term.group >= 0 && term.group < static_cast<int64_t>(widths.size()),
+                "a cost names an unknown group");
+  return CostModel(std::move(layers), widths);
+}
+
+Array<int64_t> count(const CostModel& model, const Array<int64_t>& widths) {
+  require(widths.ndim() == 2 && widths.shape(1) == model.groups(),
+          "widths must be int64 [S, groups]");
+  Array<int64_t> macs(widths.shape(0));
+  const int64_t* in = widths.data();
+  int64_t* out = macs.mutable_data();
+  const int64_t rows = widths.shape(0);
+  const py::gil_scoped_release release;
+  for (int64_t row = 0; row < rows; ++row) out[row] = model.macs(in + row * model.groups());
+  return macs;
+}
+
+py::tuple bounds(const CostModel& model, const Array<int64_t>& widths, int64_t group,
+                 const Array<int64_t>& min_widths, int64_t round_to, int64_t budget) {
+  require(widths.ndim() == 2 && widths.shape(1) == model.groups(),
+          "widths must be int64 [P, groups]");
+  require(
+      min_widths.size() == model.groups() && group >= 0 && group < model.groups() && round_to > 0,
+      "group, min_widths or round_to out of range");
+  Array<int64_t> low(widths.shape(0)), high(widths.shape(0));
+  for (py::ssize_t row = 0; row < widths.shape(0); ++row)
+    model.bounds(widths.data(row), group, min_widths.data(), round_to, budget,
+                 low.mutable_data(row), high.mutable_data(row));
+  return py::make_tuple(low, high);
+}
+
+// ---- evaluation ----
+
+Window window_from(const std::vector<int>& v) {
+  require(v.size() == 8, "a window is kernel, stride, padding, dilation in both directions");
+  return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
+}
+
+OpKind kind_from(const std::string& name) {
+  if (name == "conv") return OpKind::conv;
+  if (name == "depthwise") return OpKind::depthwise;
+  if (name == "max_pool") return OpKind::max_pool;
+  if (name == "avg_pool") return OpKind::avg_pool;
+  if (name == "affine") return OpKind::affine;
+  if (name == "select") return OpKind::select;
+  throw std::invalid_argument("unknown operation '" + name + "'");
+}
+
+std::shared_ptr<Program> make_program(const std::vector<py::dict>& tensors,
+                                      const std::vector<py::dict>& ops, int classes) {
+  std::vector<TensorSpec> tensor_specs;
+  for (const py::dict& t : tensors)
+    tensor_specs.push_back({t["height"].cast<int>(), t["width"].cast<int>(),
+                            t["border"].cast<int>(), t["classes"].cast<std::vector<int32_t>>()});
+  std::vector<OpSpec> op_specs;
+  for (const py::dict& o : ops)
+    op_specs.push_back({kind_from(o["kind"].cast<std::string>()), o["input"].cast<int>(),
+                        o["output"].cast<int>(), o["residual"].cast<int>(),
+                        window_from(o["window"].cast<std::vector<int>>()), o["low"].cast<float>(),
+                        o["high"].cast<float>(), o["count_padding"].cast<bool>(),
+                        o["pad_before"].cast<int>()});
+  return std::make_shared<Program>(std::move(tensor_specs), std::move(op_specs), classes,
+                                   kernels());
+}
+
+// Images keep their program alive: their layout is its own.
+struct Images {
+  std::shared_ptr<Program> program;
+  ImageBlocks blocks;
+};
+
+std::shared_ptr<Images> make_images(const std::shared_ptr<Program>& program,
+                                    const Array<float>& images, int threads) {
+  const TensorSpec& in = program->input();
+  require(images.ndim() == 4 && images.shape(1) == static_cast<py::ssize_t>(in.classes.size()) &&
+              images.shape(2) == in.height && images.shape(3) == in.width,
+          "images must be float32 [N, C, H, W] of the traced size");
+  const py::gil_scoped_release release;
+  return std::shared_ptr<Images>(
+      new Images{program, ImageBlocks(*program, images.data(), images.shape(0), threads)});
+}
+
+void check_masks(const Program& program, const Array<uint8_t>& masks) {
+  require(masks.ndim() == 2 && masks.shape(1) == program.classes(),
+          "masks must be uint8 [S, classes]");
+}
+
+Array<int64_t> correct(const Images& images, const Array<int64_t>& labels,
+                       const Array<uint8_t>& masks, int threads) {
+  check_masks(*images.program, masks);
+  require(labels.size() == images.blocks.count(), "one label per image");
+  Array<int64_t> counts(masks.shape(0));
+  int64_t* out = counts.mutable_data();
+  without_gil([&](const Interrupted& interrupted) {
+    return count_correct(*images.program, images.blocks, labels.data(), masks.data(),
+                         masks.shape(0), threads, interrupted, out);
+  });
+  return counts;
+}
+
+Array<float> all_logits(const Images& images, const Array<uint8_t>& masks, int threads) {
+  check_masks(*images.program, masks);
+  require(masks.shape(0) == 1, "logits are of one sub-network");
+  Array<float> result({static_cast<py::ssize_t>(images.blocks.count()),
+                       static_cast<py::ssize_t>(images.program->outputs())});
+  float* out = result.mutable_data();
+  without_gil([&](const Interrupted& interrupted) {
+    return logits(*images.program, images.blocks, masks.data(), threads, interrupted, out);
+  });
+  return result;
+}
+
+Array<float> masked_conv(const Array<float>& x, const Array<float>& weight,
+                         const Array<float>& bias, const Array<int64_t>& kept_in,
+                         const Array<int64_t>& kept_out, const std::vector<int>& window,
+                         bool is_depthwise, const py::object& residual, float low, float high,
+                         int threads) {
+  require(x.ndim() == 4 && weight.ndim() == 4, "x and weight must be float32 with four axes");
+  MaskedConv conv;
+  conv.window = window_from(window);
+  conv.depthwise = is_depthwise;
+  conv.low = low;
+  conv.high = high;
+  conv.images = x.shape(0);
+  conv.height = static_cast<int>(x.shape(2));
+  conv.width = static_cast<int>(x.shape(3));
+  conv.x = x.data();
+  conv.weight = weight.data();
+  conv.full_in = is_depthwise ? 1 : static_cast<int>(weight.shape(1));
+  conv.bias = bias.data();
+  conv.kept_in.assign(kept_in.data(), kept_in.data() + kept_in.size());
+  conv.kept_out.assign(kept_out.data(), kept_out.data() + kept_out.size());
+  require(bias.size() == weight.shape(0), "one bias per full output channel");
+  require(x.shape(1) == static_cast<py::ssize_t>(conv.kept_in.size()),
+          "x has one channel per kept input");
+  for (const int64_t c : conv.kept_out)
+    require(c >= 0 && c < weight.shape(0), "kept_out out of range");
+  for (const int64_t c : conv.kept_in)
+    require(c >= 0 && (is_depthwise || c < weight.shape(1)), "kept_in out of range");
+  Array<float> result({x.shape(0), static_cast<py::ssize_t>(conv.kept_out.size()),
+                       static_cast<py::ssize_t>(conv.out_height()),
+                       static_cast<py::ssize_t>(conv.out_width())});
+  Array<float> added;
+  if (!residual.is_none()) {
+    added = residual.cast<Array<float>>();
+    require(added.size() == result.size(), "residual must have the shape of the result");
+    conv.residual = added.data();
+  }
+  float* out = result.mutable_data();
+  without_gil([&](const Interrupted& interrupted) {
+    return run_masked_conv(kernels(), conv, threads, interrupted, out);
+  });
+  return result;
+}
+
+py::dict build_info() {
+  std::vector<std::string> isas;
+  for (const Kernels* k : available_kernels()) isas.emplace_back(k->name);
+  py::dict info;
+  info["version"] = RLAL_FAST_VERSION;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["isas"] = isas;
+  info["isa"] = kernels().name;
+  info["cuda"] = false;  // no CUDA kernels in this version
+  return info;
+}
+
+}  // namespace
+}  // namespace rlal
+
+PYBIND11_MODULE(_rlal_fast, module) {
+  using namespace rlal;
+  module.doc() = "Native part of rlal_fast; use it through the rlal_fast package.";
+  module.def("version", [] { return RLAL_FAST_VERSION; });
+  module.def("build_info", &build_info);
+  module.def("masked_conv2d", &masked_conv);
+
+  py::class_<CostModel>(module, "CostModel")
+      .def(py::init(&make_cost_model))
+      .def("count", &count)
+      .def("bounds", &bounds);
+
+  py::class_<Program, std::shared_ptr<Program>>(module, "Program")
+      .def(py::init(&make_program))
+      .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
+      .def("set_weights",
+           [](Program& p, int op, const Array<float>& weights, const Array<float>& bias) {
+             p.set_weights(op, weights.data(), weights.size(), bias.data(), bias.size());
+           });
+
+  py::class_<Images, std::shared_ptr<Images>>(module, "Images")
+      .def(py::init(&make_images))
+      .def("correct", &correct)
+      .def("logits", &all_logits);
+}

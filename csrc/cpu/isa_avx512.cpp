@@ -1,0 +1,6 @@
+#define RLAL_ISA avx512
+#define RLAL_ISA_NAME "avx512"
+#define RLAL_LANES 16
+#define RLAL_TILE_CHANNELS 6
+#define RLAL_TILE_PIXELS 4
+#include "cpu/kernels.inl"

@@ -1,0 +1,358 @@
+"""Command line: `rlal run`, `rlal flops`, `rlal evaluate`, `rlal info`.
+
+Options become a plain dict, the dict becomes config.yaml, and everything slow is imported only then.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlal_fast._version import __version__
+from rlal_fast.errors import InputError
+from rlal_fast.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from rlal_fast.data import ImageData
+    from rlal_fast.trainer import JointConfig
+
+Settings = dict[str, Any]
+_PATHS = ("data_dir", "init")
+_DIGITS_EPOCHS, _EPOCHS = 24, 200
+_NOT_SETTINGS = ("out", "resume", "quiet")  # said anew at each call
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="rlal")
+def cli() -> None:
+    """Train a convolutional network and prune it at the same time."""
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+_option = click.option
+_NETWORK = _options(
+    _option(
+        "--arch",
+        default="resnet20",
+        help="resnet8..110, mobilenet_v1, mobilenet_v2 or torchvision/<name>.",
+    ),
+    _option("--groups", default="internal", help="internal: groups that no addition ties; all."),
+    _option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        help="Prune only groups named so, e.g. 'layer1.*'.",
+    ),
+    _option("--exclude", multiple=True, metavar="PATTERN", help="Leave groups named so alone."),
+)
+_DATA = _options(
+    _option("--dataset", default="digits", help="digits (embedded), cifar10 or imagefolder."),
+    _option("--data-dir", type=click.Path(), help="Folder of the images (cifar10, imagefolder)."),
+    _option(
+        "--image-size", type=int, help="imagefolder: resize and crop to a square of this size."
+    ),
+    _option(
+        "--reward-fraction", default=0.1, help="Share of the training images held out for rewards."
+    ),
+    _option("--train-limit", type=int, help="Use only so many training images."),
+    _option(
+        "--crop-padding", type=int, help="Random crops with this padding [cifar10: 4, else 0]."
+    ),
+    _option(
+        "--flip/--no-flip", default=None, help="Random horizontal flips [cifar10: on, else off]."
+    ),
+    _option("--on-corrupt", default="stop", help="An image that cannot be read: stop or skip."),
+    _option("--memory-limit-gib", default=8.0, help="Most memory that decoded images may take."),
+)
+_SEARCH = _options(
+    _option("--pruned-flops", default=0.5, help="Fraction of the FLOPs to prune."),
+    _option(
+        "--epochs",
+        type=int,
+        help=f"Epochs of joint training [digits: {_DIGITS_EPOCHS}, else {_EPOCHS}].",
+    ),
+    _option("--episodes-per-epoch", default=10, help="Sub-networks the agent tries per epoch."),
+    _option("--search-epochs", type=int, help="Epochs that only search [0; 20 with --epochs 0]."),
+    _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),
+    _option("--random-epochs", type=int, help="Then epochs of random episodes [5 %, at most 10]."),
+    _option("--agent", default="sac", help="sac, random or uniform."),
+    _option("--agent-updates", type=int, help="Agent updates per epoch [one per transition]."),
+    _option("--preset", default="default", help="default, or paper: rewards are not scaled."),
+    _option(
+        "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
+    ),
+    _option(
+        "--alignment/--no-alignment", default=True, help="The soft penalty towards the structure."
+    ),
+    _option("--beta", default=1e-4, help="Weight of that penalty."),
+    _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
+    _option("--a-max", default=0.8, help="Largest pruning ratio of a group."),
+    _option("--min-width", default=1, help="Fewest channels of a group."),
+    _option(
+        "--round-to", default=1, help="Widths are multiples of this; 8 or 16 suits many devices."
+    ),
+)
+_TRAINING = _options(
+    _option(
+        "--init", type=click.Path(), help="Start from these weights (.safetensors or a state dict)."
+    ),
+    _option("--lr", default=0.1, help="Learning rate, cosine to 0."),
+    _option("--weight-decay", default=5e-4, help="Weight decay."),
+    _option("--batch-size", default=128, help="Images per step."),
+    _option("--finetune-epochs", type=int, help="Epochs after pruning [a quarter of --epochs]."),
+    _option("--finetune-lr", default=0.01, help="Learning rate of the fine-tuning."),
+    _option("--seed", default=0, help="Seed of everything."),
+    _option("--evaluator", default="auto", help="auto, native or torch."),
+    _option("--threads", type=int, help="CPU threads [all cores]."),
+)
+
+
+@cli.command()
+@_NETWORK
+@_DATA
+@_SEARCH
+@_TRAINING
+@_option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")
+@_option("--resume", type=click.Path(), metavar="FOLDER", help="Go on with an interrupted run.")
+@_option("-q", "--quiet", is_flag=True, help="Show the result only.")
+@click.pass_context
+def run(
+    context: click.Context, out: str | None, resume: str | None, quiet: bool, **settings: Any
+) -> None:
+    """Train a network and prune it at the same time.
+
+    Without options: a small ResNet on scikit-learn's handwritten digits, half of the FLOPs pruned.
+    """
+    if resume is not None:
+        _refuse_settings(context)
+        folder = RunFolder.open(resume)
+        if folder.finished:
+            click.echo(f"{folder.path} is finished: see {folder.path / 'report.html'}")
+            return
+        with folder.lock():
+            _run_job(folder, folder.config, quiet, new=False)
+        return
+    folder = RunFolder.create(out, _plain(settings))
+    with folder.lock():
+        _run_job(folder, folder.config, quiet, new=True)
+
+
+def _refuse_settings(context: click.Context) -> None:
+    """A resumed run has its settings; others beside it would be silently without effect."""
+    given = click.core.ParameterSource.COMMANDLINE
+    for name in context.params:
+        allowed = name in ("resume", "quiet")
+        if not allowed and context.get_parameter_source(name) == given:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(
+                f"--resume takes its settings from the run's config.yaml: leave out {flag}"
+            )
+
+
+def _plain(settings: Settings) -> Settings:
+    """Settings as config.yaml stores them: defaults filled in, paths absolute, no tuples."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    for name in _PATHS:
+        if plain[name] is not None:
+            plain[name] = str(Path(plain[name]).absolute())
+    if plain["epochs"] is None:
+        plain["epochs"] = _DIGITS_EPOCHS if plain["dataset"] == "digits" else _EPOCHS
+    return {**plain, "command": shlex.join(["rlal", *sys.argv[1:]]), "version": __version__}
+
+
+def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> None:
+    import dataclasses
+
+    import torch
+
+    from rlal_fast import compaction, models, report
+    from rlal_fast.console import Display, summary
+    from rlal_fast.seeds import derived_seed
+    from rlal_fast.trainer import JointTrainer
+
+    try:
+        config = _joint_config(settings)
+        if settings["threads"] is not None:
+            torch.set_num_threads(settings["threads"])
+        display = Display(quiet, config.total_epochs, config.finetune)
+        with display:
+            data = _load_data(settings, display.on_decode)
+            torch.manual_seed(derived_seed(config.seed, "model"))
+            model = models.create(settings["arch"], data.num_classes, data.image_shape[0])
+            if settings["init"] is not None:
+                compaction.load_full(model, settings["init"])
+            trainer = JointTrainer(
+                model,
+                data,
+                config,
+                folder=folder,
+                arch=settings["arch"],
+                on_epoch=display.on_epoch,
+                on_batch=display.on_batch,
+            )
+    except InputError:
+        if new:
+            folder.discard()  # nothing was done yet: the same --out can be asked for again, corrected
+        raise
+    display.console.print(
+        f"run folder: {folder.path}  (interrupted? rlal run --resume {folder.path})"
+    )
+    with display:
+        result = trainer.fit()
+    compaction.save(result.network, folder.model_dir)
+    compaction.save_full(model, folder.path / "full.safetensors")
+    finished = dataclasses.replace(result.report, command=settings["command"])
+    report.write(finished, result.metrics, folder.path)
+    display.console.quiet = False
+    display.console.print(summary(finished))
+    display.console.print(f"report: {folder.path / 'report.html'}   network: {folder.model_dir}")
+
+
+def _joint_config(settings: Settings) -> JointConfig:
+    from rlal_fast.agents import SACConfig
+    from rlal_fast.trainer import JointConfig
+    from rlal_fast.weights import WeightsConfig
+
+    presets = {"default": SACConfig, "paper": SACConfig.paper}
+    if settings["preset"] not in presets:
+        raise InputError(f"unknown preset {settings['preset']!r}: known are {', '.join(presets)}")
+    if settings["threads"] is not None and settings["threads"] < 1:
+        raise InputError(f"threads={settings['threads']} must be at least 1")
+    import dataclasses
+
+    names = {field.name for field in dataclasses.fields(JointConfig)} & set(settings)
+    values = {name: settings[name] for name in names}
+    for name in ("include", "exclude"):
+        values[name] = tuple(values[name])
+    return JointConfig(
+        **values,
+        weights=WeightsConfig(
+            lr=settings["lr"],
+            weight_decay=settings["weight_decay"],
+            batch_size=settings["batch_size"],
+        ),
+        sac=dataclasses.replace(presets[settings["preset"]](), a_max=settings["a_max"]),
+    )
+
+
+def _load_data(settings: Settings, progress: Callable[[int, int], None] | None = None) -> ImageData:
+    from rlal_fast import data
+
+    return data.load(
+        settings["dataset"],
+        settings["data_dir"],
+        image_size=settings["image_size"],
+        reward_fraction=settings["reward_fraction"],
+        seed=settings["seed"],
+        crop_padding=settings["crop_padding"],
+        flip=settings["flip"],
+        on_corrupt=settings["on_corrupt"],
+        train_limit=settings["train_limit"],
+        memory_limit_gib=settings["memory_limit_gib"],
+        progress=progress,
+    )
+
+
+@cli.command()
+@_NETWORK
+@_option("--image-size", type=int, help="Height and width [torchvision: 224, else 32].")
+@_option("--in-channels", default=3, help="Channels of the images.")
+@_option("--num-classes", default=10, help="Outputs of the network.")
+def flops(
+    arch: str,
+    groups: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    image_size: int | None,
+    in_channels: int,
+    num_classes: int,
+) -> None:
+    """Show a network's prunable groups and exact MACs, with torch's own count beside them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from rlal_fast import models
+    from rlal_fast.graph import PrunableGraph
+
+    size = image_size or (224 if arch.startswith("torchvision/") else 32)
+    model = models.create(arch, num_classes, in_channels).eval()
+    example = torch.zeros(1, in_channels, size, size)
+    graph = PrunableGraph.trace(model, example, groups=groups, include=include, exclude=exclude)
+    click.echo(str(graph))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    macs = int(graph.cost.macs(graph.full_widths))
+    theirs = counter.get_total_flops()
+    click.echo(
+        f"ours: {macs:,} MACs = {2 * macs:,} FLOPs; torch.utils.flop_counter: {theirs:,} FLOPs"
+    )
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@_option("--batch-size", "batch_sizes", multiple=True, default=(1, 256), help="Of the latency.")
+def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
+    """Measure accuracy and latency of a finished run's compact network."""
+    if min(batch_sizes) < 1:
+        raise InputError(f"batch sizes must be at least 1, not {min(batch_sizes)}")
+    found = RunFolder.open(folder)
+    if not found.finished:
+        raise InputError(f"{folder} is not finished: go on with it by `rlal run --resume {folder}`")
+    from rlal_fast import compaction
+    from rlal_fast.latency import measure
+    from rlal_fast.weights import accuracy
+
+    network = compaction.load(found.model_dir)
+    data = _load_data(found.config)
+    click.echo(f"{found.model_dir}: {compaction.parameter_count(network):,} parameters")
+    click.echo(
+        f"test accuracy {accuracy(network, data.normalised(data.test), data.test.labels):.2%}"
+    )
+    for batch, ms in measure({"net": network}, data.image_shape, batch_sizes)["net"].items():
+        click.echo(f"latency {ms:.2f} ms per batch of {batch}")
+
+
+@cli.command()
+def info() -> None:
+    """Say what the compiled part was built with and what it can use here."""
+    from rlal_fast.kernels import build_info
+
+    for name, value in build_info().items():
+        click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def main() -> None:
+    """Entry point: bad input is one line and exit status 2, Ctrl-C is 130."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; `rlal run --resume FOLDER` goes on from the last epoch", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (InputError, OSError, ImportError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

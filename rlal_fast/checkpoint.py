@@ -1,0 +1,46 @@
+"""Checkpoints of a run: one file, written aside and renamed, read without running pickled code."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+
+from rlal_fast.errors import InputError
+from rlal_fast.run_folder import RunFolder
+
+_FILE = "last.pt"
+_FORMAT = 1
+
+
+def save(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Replaces the checkpoint; a kill at any moment leaves the old or the new one whole.
+
+    Raises:
+        InputError: the disk is full; the old checkpoint stays.
+    """
+    content = {"format": _FORMAT, **state}
+    folder.write_atomically(folder.checkpoint_dir / _FILE, lambda file: torch.save(content, file))
+
+
+def load(folder: RunFolder) -> dict[str, Any] | None:
+    """The last checkpoint, or None if the run was stopped before its first.
+
+    Raises:
+        InputError: the file is damaged or of another version.
+    """
+    path = folder.checkpoint_dir / _FILE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["format"]
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
+        raise InputError(
+            f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}): delete it to start "
+            "this run again from its config.yaml"
+        ) from error
+    if found != _FORMAT:
+        raise InputError(f"the checkpoint {path} has format {found}, this version reads {_FORMAT}")
+    return state

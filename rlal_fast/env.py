@@ -1,0 +1,165 @@
+"""PruningEnv: one episode = one walk over the groups, ending in a sub-network within the budget.
+
+Implements method.md §3 (state), §4 (action and budget), §5 (reward). All episodes of an epoch walk
+side by side, and their sub-networks are scored in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlal_fast.agents import Agent
+from rlal_fast.flops import Budget
+from rlal_fast.graph import Group, PrunableGraph
+from rlal_fast.replay import Episodes
+from rlal_fast.subnet import Subnet
+
+IntArray = NDArray[np.int64]
+
+STATIC_FEATURES = (
+    "index",
+    "kind",
+    "in_channels",
+    "out_channels",
+    "kernel",
+    "stride",
+    "spatial_size",
+    "parameters",
+    "macs",
+)
+DYNAMIC_FEATURES = ("macs_pruned", "macs_to_prune", "macs_removable", "previous_action")
+
+
+class Scorer(Protocol):
+    """What scores sub-networks; `Evaluator` is one."""
+
+    def accuracies(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """P finished episodes.
+
+    Attributes:
+        subnets: the sub-network that each episode ended in.
+        widths: int64 [P, G].
+        rewards: float64 [P], accuracies on the reward split.
+        episodes: the same as transitions for the replay.
+    """
+
+    subnets: list[Subnet]
+    widths: IntArray
+    rewards: NDArray[np.float64]
+    episodes: Episodes
+
+
+class PruningEnv:
+    """The agent's world.
+
+    Args:
+        graph: the network; its model's current weights rank the channels.
+        budget: which widths are allowed.
+        scorer: gives sub-networks their reward.
+        importance: criterion by which channels stay.
+    """
+
+    def __init__(
+        self, graph: PrunableGraph, budget: Budget, scorer: Scorer, importance: str = "l1"
+    ) -> None:
+        self.graph, self.budget, self.scorer, self.importance = graph, budget, scorer, importance
+        self._static = _static_features(graph)
+
+    state_size = len(STATIC_FEATURES) + len(DYNAMIC_FEATURES)
+
+    def rollout(
+        self, agent: Agent, count: int, z: Tensor | None, generator: torch.Generator
+    ) -> Rollout:
+        """Lets `agent` walk `count` episodes and scores the sub-networks they end in.
+
+        Args:
+            agent: chooses a pruning ratio per group.
+            count: number of episodes P.
+            z: the epoch's embedding [Z], or None.
+            generator: of the policy's samples.
+        """
+        groups, full = len(self.graph.groups), self.graph.full_widths
+        widths = np.tile(full, (count, 1))
+        shape = (count, groups)
+        actions, lows, highs = (np.zeros(shape, dtype=np.float32) for _ in range(3))
+        states = np.zeros((*shape, self.state_size), dtype=np.float32)
+        for g in range(groups):
+            states[:, g] = self._state(widths, g, actions[:, g - 1] if g else np.zeros(count))
+            low, high = self.budget.bounds(widths, g)
+            # a ratio is the other way round: keeping the most channels is the lowest ratio
+            lows[:, g], highs[:, g] = 1 - high / full[g], 1 - low / full[g]
+            bounds = (torch.from_numpy(bound[:, g].copy()) for bound in (lows, highs))
+            ratios = agent.act(torch.from_numpy(states[:, g].copy()), z, *bounds, generator)
+            widths[:, g] = self.budget.width(ratios.numpy(), g, low, high)
+            actions[:, g] = 1 - widths[:, g] / full[g]  # what was executed, not what was asked
+        subnets = self.graph.subnets(widths, self.importance)
+        rewards = self.scorer.accuracies(subnets)
+        episodes = Episodes(
+            *(torch.from_numpy(array) for array in (states, actions, lows, highs)),
+            torch.from_numpy(rewards.astype(np.float32)),
+        )
+        return Rollout(subnets, widths, rewards, episodes)
+
+    def _state(
+        self, widths: IntArray, group: int, previous: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """States [P, S] before `group` is decided; later groups in `widths` are still full."""
+        cost, full = self.budget.cost, self.budget.macs_full
+        now = cost.macs(widths)
+        least = widths.copy()
+        least[:, group:] = self.budget.min_widths[group:]
+        dynamic = [
+            (full - now) / full,
+            np.maximum(now - self.budget.macs, 0) / full,
+            (now - cost.macs(least)) / full,
+            previous,
+        ]
+        static = np.tile(self._static[group], (len(widths), 1))
+        return np.concatenate([static, np.stack(dynamic, axis=1)], axis=1).astype(np.float32)
+
+
+def _static_features(graph: PrunableGraph) -> NDArray[np.float32]:
+    """[G, len(STATIC_FEATURES)], each relative to the network's own largest value (method.md §3)."""
+    groups, macs = graph.groups, graph.group_macs()
+    rows = []
+    for group, cost in zip(groups, macs, strict=True):
+        first = group.layers[0]
+        size = first.shape[1:] or (1, 1)
+        rows.append(
+            [
+                group.index,
+                _kind(group),
+                graph.nodes[first.inputs[0]].shape[0],
+                group.width,
+                max(first.attrs.get("kernel", [1])),
+                max(first.attrs.get("stride", [1])),
+                float(np.sqrt(size[0] * size[1])),
+                _parameters(graph, group),
+                cost,
+            ]
+        )
+    features = np.array(rows, dtype=np.float64).reshape(len(groups), len(STATIC_FEATURES))
+    return (features / np.maximum(features.max(axis=0, initial=1e-9), 1e-9)).astype(np.float32)
+
+
+def _kind(group: Group) -> float:
+    """0: convolution, 1: convolution whose channels a depthwise one then filters, 2: linear."""
+    if group.layers[0].op == "linear":
+        return 2.0
+    return 1.0 if any(node.attrs.get("depthwise", False) for node in group.layers) else 0.0
+
+
+def _parameters(graph: PrunableGraph, group: Group) -> int:
+    state = graph.model.state_dict()
+    return sum(state[node.params["weight"]].numel() for node in group.layers)

@@ -1,0 +1,191 @@
+"""Evaluator: sub-networks -> accuracies on fixed images (method.md §5), many at a time.
+
+Two backends behind one class: "native" runs the C++ program, "torch" the specification
+(`kernels/reference.py`). "auto" takes native where the extension is, and `description` says which ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rlal_fast.errors import InputError
+from rlal_fast.graph import PrunableGraph
+from rlal_fast.kernels import native, reference
+from rlal_fast.kernels.program import NativeProgram
+from rlal_fast.subnet import Subnet
+
+BACKENDS = ("auto", "native", "torch")
+
+
+class _Backend(Protocol):
+    description: str
+
+    def load_weights(self, state: dict[str, Tensor]) -> None: ...
+    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]: ...
+    def logits(self, subnet: Subnet) -> Tensor: ...
+
+
+class Evaluator:
+    """Scores sub-networks of one network on fixed images, in eval mode, without retraining.
+
+    Args:
+        graph: the traced network; its model's current weights are loaded.
+        images: normalised float32 [N, C, H, W] of the traced size.
+        labels: integers [N].
+        backend: "native", "torch" or "auto". The native backend uses torch.get_num_threads() threads.
+
+    Raises:
+        InputError: images, labels or backend that do not fit (named).
+        ImportError: backend "native" without the extension.
+    """
+
+    def __init__(
+        self, graph: PrunableGraph, images: Tensor, labels: Tensor, backend: str = "auto"
+    ) -> None:
+        self.graph = graph
+        pixels = _checked_images(graph, images)
+        self._labels = _checked_labels(graph, labels, len(pixels))
+        self._backend = _make_backend(backend, graph, pixels, self._labels)
+        self.load_weights(graph.model)
+
+    @property
+    def description(self) -> str:
+        """What runs, e.g. "native avx512"; for the report."""
+        return self._backend.description
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._labels)
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Takes the weights and statistics of `model` (same architecture); nothing is rebuilt.
+
+        Raises:
+            InputError: a weight is missing or has another shape.
+        """
+        given, expected = model.state_dict(), self.graph.model.state_dict()
+        for node in self.graph.nodes:
+            for name in node.params.values():
+                if name not in given or given[name].shape != expected[name].shape:
+                    raise InputError(
+                        f"the model has no {name} of shape {tuple(expected[name].shape)}: it is not the "
+                        "architecture that was traced"
+                    )
+        self._backend.load_weights(given)
+
+    def accuracies(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]:
+        """Top-1 accuracy of each sub-network, float64 [S] in [0, 1], in one native call.
+
+        Raises:
+            InputError: a sub-network of another graph, or there are no images.
+            KeyboardInterrupt: Ctrl-C, within a fraction of a second.
+        """
+        self._check(subnets)
+        if not len(self):
+            raise InputError("an accuracy needs at least one image")
+        if not subnets:
+            return np.empty(0)
+        return self._backend.correct(subnets) / len(self)
+
+    def logits(self, subnet: Subnet) -> Tensor:
+        """Logits float32 [N, classes] of one sub-network."""
+        self._check([subnet])
+        return self._backend.logits(subnet)
+
+    def _check(self, subnets: Sequence[Subnet]) -> None:
+        for subnet in subnets:
+            if not isinstance(subnet, Subnet) or subnet.graph is not self.graph:
+                raise InputError("the evaluator takes sub-networks made by its own graph")
+
+
+def _make_backend(backend: str, graph: PrunableGraph, images: Tensor, labels: Tensor) -> _Backend:
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
+    if backend == "auto":
+        try:
+            native.extension()
+        except ImportError:
+            backend = "torch"
+        else:
+            backend = "native"
+    if backend == "native":
+        return _NativeBackend(graph, images, labels)
+    return _TorchBackend(graph, images, labels)
+
+
+class _NativeBackend:
+    def __init__(self, graph: PrunableGraph, images: Tensor, labels: Tensor) -> None:
+        self._graph, self._labels = graph, labels.numpy()
+        self._program = NativeProgram(graph.nodes, graph.positions, graph.class_count)
+        pixels = np.ascontiguousarray(images.numpy())
+        self._images = native.extension().Images(
+            self._program.native, pixels, torch.get_num_threads()
+        )
+        self.description = f"native {self._program.native.isa}"
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        self._program.load_weights(state)
+
+    def _masks(self, subnets: Sequence[Subnet]) -> NDArray[np.uint8]:
+        return np.stack([self._graph.kept_classes(s) for s in subnets]).astype(np.uint8)
+
+    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
+        return self._images.correct(self._labels, self._masks(subnets), torch.get_num_threads())
+
+    def logits(self, subnet: Subnet) -> Tensor:
+        return torch.from_numpy(self._images.logits(self._masks([subnet]), torch.get_num_threads()))
+
+
+class _TorchBackend:
+    description = "torch reference"
+    _BATCH = 500
+
+    def __init__(self, graph: PrunableGraph, images: Tensor, labels: Tensor) -> None:
+        self._graph, self._images, self._labels = graph, images, labels
+        self._state: dict[str, Tensor] = {}
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        # a copy, as the native backend makes one: later training must not change what is evaluated
+        self._state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
+        hits = [int((self.logits(s).argmax(1) == self._labels).sum()) for s in subnets]
+        return np.array(hits, dtype=np.int64)
+
+    @torch.no_grad()
+    def logits(self, subnet: Subnet) -> Tensor:
+        kept = self._graph.kept_positions(subnet)
+        nodes = self._graph.nodes
+        parts = [
+            reference.subnet_logits(nodes, self._state, kept, batch)
+            for batch in self._images.split(self._BATCH)
+        ]
+        return torch.cat(parts)
+
+
+def _checked_images(graph: PrunableGraph, images: Tensor) -> Tensor:
+    shape = graph.nodes[0].shape
+    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images must be a tensor [N, {', '.join(map(str, shape))}], not {given}")
+    if images.dtype != torch.float32:
+        raise InputError(f"images must be float32 and normalised, not {images.dtype}")
+    return images.detach().cpu()
+
+
+def _checked_labels(graph: PrunableGraph, labels: Tensor, count: int) -> Tensor:
+    whole = isinstance(labels, Tensor) and not labels.is_floating_point()
+    if not whole or tuple(labels.shape) != (count,):
+        raise InputError(f"labels must be an integer tensor [{count}], one per image")
+    classes = graph.nodes[-1].shape[0]
+    if count and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise InputError(
+            f"labels must be in 0..{classes - 1}, found {int(labels.min())}..{int(labels.max())}"
+        )
+    return labels.detach().cpu().to(torch.int64).contiguous()

@@ -1,0 +1,189 @@
+"""FLOPs accounting and the exact budget (method.md §1, §4).
+
+MACs are multiply-adds of convolutions and linear layers for one image, as exact int64; FLOPs are
+twice that. All counting happens in C++ over many width vectors at once; `kernels/reference.py` holds
+the specification.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlal_fast.errors import InputError
+from rlal_fast.kernels import native
+from rlal_fast.subnet import check_widths
+
+if TYPE_CHECKING:
+    from rlal_fast.graph import PrunableGraph
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChannelCount:
+    """Channels of one tensor as a linear form of the widths: constant + sum of times_g * c_g."""
+
+    constant: int
+    terms: tuple[tuple[int, int], ...]  # (group, times)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """MACs of one layer: area * out channels * in channels (in = 1 for a depthwise convolution).
+
+    Attributes:
+        name: the layer's place in the model.
+        area: kernel positions times output pixels.
+        out, inputs: channel counts of its output and of what each output channel reads.
+    """
+
+    name: str
+    area: int
+    out: ChannelCount
+    inputs: ChannelCount
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The cost of a network as a function of its widths."""
+
+    layers: tuple[LayerCost, ...]
+    full_widths: IntArray  # [G]
+
+    @cached_property
+    def native(self) -> native.CostModel:
+        rows = [
+            (
+                layer.area,
+                layer.out.constant,
+                layer.out.terms,
+                layer.inputs.constant,
+                layer.inputs.terms,
+            )
+            for layer in self.layers
+        ]
+        return native.extension().CostModel(rows, self.full_widths)
+
+    def macs(self, widths: ArrayLike) -> IntArray:
+        """MACs int64 [...] of widths [..., G]."""
+        checked = check_widths(widths, self.full_widths)
+        flat = np.ascontiguousarray(checked.reshape(-1, len(self.full_widths)))
+        return np.asarray(self.native.count(flat)).reshape(checked.shape[:-1])
+
+
+def count_macs(graph: PrunableGraph, widths: ArrayLike) -> IntArray:
+    """Exact multiply-adds for one image of the compact networks of the given widths.
+
+    Args:
+        graph: the network.
+        widths: integers [S, G] (or [G]) in 1..C_g.
+
+    Returns:
+        int64 [S] (or a scalar array): convolutions and linear layers only, no bias, no batch norm.
+
+    Raises:
+        InputError: wrong shape, not integers, or a width out of range (the group is named).
+    """
+    return graph.cost.macs(widths)
+
+
+class Budget:
+    """Which widths an episode may choose so that it ends within an exact number of MACs.
+
+    Args:
+        cost: the network's cost table.
+        pruned_flops: fraction p in [0, 1) of FLOPs to remove; the budget is floor((1-p) * MACs_full).
+        a_max: largest pruning ratio of a group, in [0, 1].
+        min_width: smallest width of a group.
+        round_to: widths are multiples of this (or the full width).
+
+    Raises:
+        InputError: a setting out of range, or a budget that even the smallest widths exceed; the
+            message says what can be reached.
+    """
+
+    def __init__(
+        self,
+        cost: CostTable,
+        pruned_flops: float,
+        *,
+        a_max: float = 0.8,
+        min_width: int = 1,
+        round_to: int = 1,
+    ) -> None:
+        if not 0 <= pruned_flops < 1:
+            raise InputError(f"pruned_flops must be in [0, 1), e.g. 0.5, not {pruned_flops}")
+        if not 0 <= a_max <= 1 or min_width < 1 or round_to < 1:
+            raise InputError(
+                f"a_max={a_max} must be in [0, 1], min_width={min_width} and round_to={round_to} at least 1"
+            )
+        self.cost, self.a_max, self.round_to = cost, a_max, round_to
+        self.full_widths = cost.full_widths
+        self.macs_full = int(cost.macs(self.full_widths))
+        # a Fraction of the decimal that the user wrote: 0.35 means 35/100, not its nearest double
+        self.macs = math.floor((1 - Fraction(str(pruned_flops))) * self.macs_full)
+        self.min_widths = self._smallest(min_width)
+        least = int(cost.macs(self.min_widths)) if len(self.full_widths) else self.macs_full
+        if least > self.macs:
+            # rounded down, so that the number printed can itself be asked for
+            reach = math.floor((1 - least / self.macs_full) * 10000) / 10000
+            raise InputError(
+                f"pruned_flops={pruned_flops} cannot be reached: with a_max={a_max}, "
+                f"min_width={min_width}, round_to={round_to} the range is 0 to {reach:.4f}"
+            )
+
+    def _smallest(self, min_width: int) -> IntArray:
+        smallest = [
+            max(min_width, full - math.floor(self.a_max * full + 1e-9)) for full in self.full_widths
+        ]
+        rounded = np.ceil(np.array(smallest) / self.round_to).astype(np.int64) * self.round_to
+        return np.minimum(rounded, self.full_widths)
+
+    def bounds(self, widths: IntArray, group: int) -> tuple[IntArray, IntArray]:
+        """Allowed widths [low, high] of `group` after the choices widths[:, :group] (method.md §4).
+
+        Args:
+            widths: int64 [P, G]; entries from `group` on are ignored.
+
+        Returns:
+            low, high: int64 [P] with low <= high; any choice in between can still end within the
+            budget, and none below low is needed for it.
+        """
+        return self.cost.native.bounds(
+            np.ascontiguousarray(widths), group, self.min_widths, self.round_to, self.macs
+        )
+
+    def width(
+        self, ratios: NDArray[np.floating], group: int, low: IntArray, high: IntArray
+    ) -> IntArray:
+        """Widths [P] for pruning ratios [P]: floor, round, then bound, in this order."""
+        full = int(self.full_widths[group])
+        exact = full - np.floor(np.clip(ratios, 0.0, 1.0) * full + 1e-6)
+        rounded = np.round(exact / self.round_to) * self.round_to
+        return np.clip(np.minimum(rounded, full).astype(np.int64), low, high)
+
+    def uniform_ratio(self) -> float:
+        """The smallest ratio (to 1e-4) that, given to every group, meets the budget; a_max if none."""
+        for step in range(10000):
+            ratio = np.array([step / 10000])
+            if ratio[0] > self.a_max:
+                break
+            widths = [
+                self.width(
+                    ratio,
+                    group,
+                    self.min_widths[group : group + 1],
+                    self.full_widths[group : group + 1],
+                )[0]
+                for group in range(len(self.full_widths))
+            ]
+            if int(self.cost.macs(np.array(widths))) <= self.macs:
+                return step / 10000
+        return self.a_max

@@ -1,0 +1,99 @@
+"""The compiled extension `_rlal_fast`: loaded on first use, and only if it is the one of this version.
+
+The extension is a top-level module, so that a source checkout without a build cannot shadow an
+installed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlal_fast._version import __version__
+
+_INSTALL = "run `pip install .` in the checkout (needs a C++17 compiler)"
+
+
+class CostModel(Protocol):
+    """`csrc/core/cost.h`."""
+
+    def count(self, widths: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
+    def bounds(
+        self,
+        widths: NDArray[np.int64],
+        group: int,
+        min_widths: NDArray[np.int64],
+        round_to: int,
+        budget: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+
+class Program(Protocol):
+    """`csrc/core/program.h`."""
+
+    isa: str
+
+    def set_weights(
+        self, op: int, weights: NDArray[np.float32], bias: NDArray[np.float32]
+    ) -> None: ...
+
+
+class Images(Protocol):
+    """Reward images in a program's layout (`csrc/core/evaluate.h`)."""
+
+    def correct(
+        self, labels: NDArray[np.int64], masks: NDArray[np.uint8], threads: int
+    ) -> NDArray[np.int64]: ...
+
+    def logits(self, masks: NDArray[np.uint8], threads: int) -> NDArray[np.float32]: ...
+
+
+class Extension(Protocol):
+    """What `csrc/bindings.cpp` defines."""
+
+    def version(self) -> str: ...
+    def build_info(self) -> dict[str, Any]: ...
+    def CostModel(self, rows: Sequence[Any], full_widths: NDArray[np.int64]) -> CostModel: ...
+    def Program(
+        self, tensors: Sequence[dict[str, Any]], ops: Sequence[dict[str, Any]], classes: int
+    ) -> Program: ...
+    def Images(self, program: Program, images: NDArray[np.float32], threads: int) -> Images: ...
+    def masked_conv2d(self, *args: Any) -> NDArray[np.float32]: ...
+
+
+@cache
+def extension() -> Extension:
+    """The extension module.
+
+    Raises:
+        ImportError: it is not installed, or it was built from another version of the sources; the
+            message says what to do.
+    """
+    try:
+        module: Any = import_module("_rlal_fast")
+    except ImportError as error:
+        raise ImportError(
+            f"rlal_fast's compiled part cannot be loaded ({error}): {_INSTALL}"
+        ) from error
+    if module.version() != __version__:
+        raise ImportError(
+            f"rlal_fast is version {__version__}, its compiled part {module.version()}: {_INSTALL}"
+        )
+    loaded: Extension = module
+    return loaded
+
+
+def build_info() -> dict[str, Any]:
+    """Version, compiler, instruction sets, the one chosen, and whether there is CUDA code.
+
+    Raises:
+        ImportError: there is no extension.
+        ValueError: the environment variable RLAL_FAST_ISA names a set that cannot run here.
+    """
+    return extension().build_info()

@@ -1,0 +1,212 @@
+"""A traced network as the native program's fused operations, and its weights in the form they need.
+
+Batch norms are folded into the convolution before them, additions and activations into the store of
+its result, pads and strides of shortcuts into one copy. What cannot be fused becomes an operation of
+its own, so every traced network has a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlal_fast.kernels import native
+from rlal_fast.tracing import Node
+
+_ACTIVATIONS = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
+_NO_ACTIVATION = (-float("inf"), float("inf"))
+_TRANSPARENT = ("dropout", "flatten")  # the same numbers in the same places
+
+
+@dataclass
+class _Fused:
+    """A chain of nodes that one native operation computes; its result is the last node's output."""
+
+    nodes: list[Node]
+    residual: int | None = None  # node added to the result
+
+    @property
+    def end(self) -> int:
+        return self.nodes[-1].index
+
+
+@dataclass
+class _Op:
+    kind: str
+    input: int
+    output: int
+    residual: int = -1
+    window: list[int] = field(default_factory=lambda: [1, 1, 1, 1, 0, 0, 1, 1])
+    low: float = _NO_ACTIVATION[0]
+    high: float = _NO_ACTIVATION[1]
+    count_padding: bool = False
+    pad_before: int = 0
+
+
+class NativeProgram:
+    """The native evaluator's view of a network.
+
+    Args:
+        nodes: a traced network.
+        positions: for each node, the channel class of each output channel.
+        class_count: number of channel classes.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], positions: Sequence[NDArray[np.int64]], class_count: int
+    ) -> None:
+        self._nodes = nodes
+        self._chains = _fuse(nodes)
+        self._tensor_of: dict[int, int] = {}  # node -> native tensor
+        tensors = self._tensors(positions)
+        ops = [self._lower(chain) for chain in self._chains]
+        self.native = native.extension().Program(tensors, [vars(op) for op in ops], class_count)
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Folds and hands over the full weights of a state dict; nothing is rebuilt."""
+        for index, chain in enumerate(self._chains):
+            folded = _fold(chain, state)
+            if folded is not None:
+                weight, bias = (np.ascontiguousarray(t.cpu().float().numpy()) for t in folded)
+                self.native.set_weights(index, weight, bias)
+
+    # -- lowering ----------------------------------------------------------------------------------
+
+    def _tensors(self, positions: Sequence[NDArray[np.int64]]) -> list[dict[str, Any]]:
+        """One tensor for the images and one per chain; transparent nodes share their input's."""
+        shapes: list[tuple[int, int]] = []
+        classes: list[NDArray[np.int64]] = []
+        ends = {0} | {chain.end for chain in self._chains}
+        for node in self._nodes:
+            if node.op in _TRANSPARENT and node.index not in ends:
+                self._tensor_of[node.index] = self._tensor_of.get(node.inputs[0], -1)
+            elif node.index in ends:
+                self._tensor_of[node.index] = len(shapes)
+                height, width = node.shape[1:] if len(node.shape) == 3 else (1, 1)
+                shapes.append((height, width))
+                classes.append(positions[node.index])
+        borders = self._borders()
+        return [
+            {"height": h, "width": w, "border": borders.get((h, w), 0), "classes": c.tolist()}
+            for (h, w), c in zip(shapes, classes, strict=True)
+        ]
+
+    def _borders(self) -> dict[tuple[int, int], int]:
+        """Zero border per image size: the widest padding of any convolution that reads that size."""
+        borders: dict[tuple[int, int], int] = {}
+        for node in self._nodes:
+            if node.op == "conv":
+                size = self._nodes[node.inputs[0]].shape[1:]
+                key = (size[0], size[1])
+                borders[key] = max(borders.get(key, 0), *node.attrs["padding"])
+        return borders
+
+    def _lower(self, chain: _Fused) -> _Op:
+        first = chain.nodes[0]
+        op = _Op("affine", self._tensor_of[first.inputs[0]], self._tensor_of[chain.end])
+        if chain.residual is not None:
+            op.residual = self._tensor_of[chain.residual]
+        for node in chain.nodes:
+            if node.op in _ACTIVATIONS:
+                op.low, op.high = _ACTIVATIONS[node.op]
+        if first.op in ("conv", "linear"):
+            op.kind = "depthwise" if first.attrs.get("depthwise", False) else "conv"
+            op.window = self._window(first)
+        elif first.op in ("max_pool", "avg_pool", "global_pool"):
+            op.kind = "max_pool" if first.op == "max_pool" else "avg_pool"
+            op.window = self._window(first)
+            op.count_padding = bool(first.attrs.get("count_include_pad", False))
+        elif first.op in ("subsample", "pad_channels"):
+            op.kind = "select"
+            for node in chain.nodes:
+                op.pad_before += node.attrs.get("before", 0)
+                stride = node.attrs.get("stride", [1, 1])
+                op.window[2], op.window[3] = op.window[2] * stride[0], op.window[3] * stride[1]
+        return op
+
+    def _window(self, node: Node) -> list[int]:
+        attrs = node.attrs
+        if "kernel" in attrs:
+            dilation = attrs.get("dilation", [1, 1])
+            return [*attrs["kernel"], *attrs["stride"], *attrs["padding"], *dilation]
+        source = self._nodes[node.inputs[0]]
+        while source.op in _TRANSPARENT:  # a linear layer reads all pixels of what was flattened
+            source = self._nodes[source.inputs[0]]
+        size = source.shape[1:] if len(source.shape) == 3 else (1, 1)
+        return [*size, 1, 1, 0, 0, 1, 1]
+
+
+def _fuse(nodes: Sequence[Node]) -> list[_Fused]:
+    """Partitions the nodes into chains, in an order in which every chain's inputs come first."""
+    readers: dict[int, list[Node]] = {node.index: [] for node in nodes}
+    for node in nodes:
+        for source in node.inputs:
+            readers[source].append(node)
+    layers = [node for node in nodes if node.op in ("conv", "linear")]
+    # Layers first, the last ones before the others: an addition joins the later of its two operands,
+    # whose other operand is then complete.
+    order = [*reversed(layers), *(node for node in nodes if node not in layers)]
+    taken: set[int] = set()
+    chains = []
+    for node in order:
+        if node.index not in taken and node.op not in ("input", *_TRANSPARENT):
+            chains.append(_chain(node, readers, taken))
+            taken.update(member.index for member in chains[-1].nodes)
+    return sorted(chains, key=lambda chain: chain.end)
+
+
+_FOLLOWERS: dict[str, tuple[str, ...]] = {  # what may join a chain, in this order
+    "conv": ("batch_norm", "add", "activation"),
+    "linear": ("activation",),
+    "batch_norm": ("add", "activation"),
+    "add": ("activation",),
+    "subsample": ("subsample", "subsample", "pad_channels"),
+}
+
+
+def _chain(start: Node, readers: Mapping[int, list[Node]], taken: set[int]) -> _Fused:
+    chain = _Fused([start], residual=start.inputs[1] if start.op == "add" else None)
+    followers = list(_FOLLOWERS.get(start.op, ()))
+    while True:
+        last = chain.nodes[-1]
+        if len(readers[last.index]) != 1 or readers[last.index][0].index in taken:
+            return chain
+        node = readers[last.index][0]
+        kind = "activation" if node.op in _ACTIVATIONS else node.op
+        if kind not in followers:
+            return chain
+        followers = followers[followers.index(kind) + 1 :]
+        if kind == "add":
+            chain.residual = next(i for i in node.inputs if i != last.index)
+        chain.nodes.append(node)
+
+
+def _fold(chain: _Fused, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a chain with its batch norm folded in, computed in double precision."""
+    first = chain.nodes[0]
+    norm = next((node for node in chain.nodes if node.op == "batch_norm"), None)
+    if first.op not in ("conv", "linear", "batch_norm"):
+        return None
+    if first.op == "batch_norm":
+        weight = bias = None
+    else:
+        weight = state[first.params["weight"]].detach().double()
+        name = first.params.get("bias")
+        bias = state[name].detach().double() if name else torch.zeros(len(weight)).double()
+    if norm is not None:
+        scale, shift, mean, var = (
+            state[norm.params[role]].detach().double() for role in ("weight", "bias", "mean", "var")
+        )
+        scale = scale / torch.sqrt(var + norm.attrs["eps"])
+        if weight is None or bias is None:
+            return scale, shift - mean * scale
+        weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = (bias.to(mean.device) - mean) * scale + shift
+    assert weight is not None and bias is not None
+    return weight, bias

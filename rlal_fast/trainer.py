@@ -1,0 +1,461 @@
+"""JointTrainer: trains a CNN and prunes it at the same time (RLAL Alg. 1, method.md §2)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlal_fast import agents, checkpoint, finetune
+from rlal_fast._version import __version__
+from rlal_fast.agents import SACConfig
+from rlal_fast.alignment import AlignmentPenalty
+from rlal_fast.compaction import CompactNetwork, compact, parameter_count
+from rlal_fast.data import ImageData
+from rlal_fast.env import PruningEnv, Rollout
+from rlal_fast.environment_model import EnvironmentModel, EnvironmentModelConfig
+from rlal_fast.errors import InputError
+from rlal_fast.evaluator import Evaluator
+from rlal_fast.flops import Budget
+from rlal_fast.graph import PrunableGraph
+from rlal_fast.latency import measure
+from rlal_fast.metrics import MetricsLog, Record
+from rlal_fast.replay import ReplayBuffer
+from rlal_fast.report import Report
+from rlal_fast.run_folder import RunFolder
+from rlal_fast.seeds import derived_seed, generator
+from rlal_fast.structures import Structures
+from rlal_fast.subnet import Subnet
+from rlal_fast.weights import EpochResult, WeightsConfig, WeightTrainer, accuracy
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Settings of a joint run; None means the default named beside it (method.md §2, §4).
+
+    Raises:
+        InputError: a setting that cannot work (named).
+    """
+
+    epochs: int = 200
+    """E: epochs that train the weights. 0: the weights stay as they are, only search."""
+    episodes_per_epoch: int = 10  # P
+    pruned_flops: float = 0.5
+    search_epochs: int | None = None
+    """Epochs after those that only search. None: 0, or 20 if epochs is 0."""
+    warmup_epochs: int | None = None  # weights only; None: 5 % of epochs, at most 10
+    random_epochs: int | None = None  # random episodes; None: 5 % of all epochs, at most 10
+    finetune_epochs: int | None = None  # None: max(1, epochs / 4)
+    finetune_lr: float = 0.01
+    alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
+    beta: float = 1e-4
+    epoch_embedding: bool = True  # False: no z, the ablation "w/o EE"
+    agent: str = "sac"
+    agent_updates: int | None = None  # per epoch; None: one per transition of an epoch
+    a_max: float = 0.8
+    min_width: int = 1
+    round_to: int = 1
+    groups: str = "internal"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    importance: str = "l1"
+    structures: int = 8  # best structures that are evaluated again each epoch
+    evaluator: str = "auto"
+    seed: int = 0
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    environment: EnvironmentModelConfig = field(default_factory=EnvironmentModelConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 0),
+            ("episodes_per_epoch", 1),
+            ("structures", 1),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
+        optional = (
+            "search_epochs",
+            "warmup_epochs",
+            "random_epochs",
+            "finetune_epochs",
+            "agent_updates",
+        )
+        for name in optional:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name}={value} must be at least 0")
+        if self.finetune_lr <= 0 or self.beta < 0:
+            raise InputError(
+                f"finetune_lr={self.finetune_lr} must be positive, beta={self.beta} at least 0"
+            )
+        if self.warmup >= self.total_epochs:
+            raise InputError(
+                f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for episodes"
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that train and epochs that only search."""
+        default = 20 if self.epochs == 0 else 0
+        return self.epochs + (default if self.search_epochs is None else self.search_epochs)
+
+    @property
+    def warmup(self) -> int:
+        default = min(10, round(0.05 * self.epochs))
+        return default if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def random(self) -> int:
+        default = min(10, round(0.05 * self.total_epochs))
+        return default if self.random_epochs is None else self.random_epochs
+
+    @property
+    def finetune(self) -> int:
+        return max(1, self.epochs // 4) if self.finetune_epochs is None else self.finetune_epochs
+
+    def phase(self, epoch: int) -> str:
+        """ "warmup", "random", "policy" or (weights stand still) "search"."""
+        if epoch < self.warmup:
+            return "warmup"
+        if epoch < self.warmup + self.random:
+            return "random"
+        return "policy" if epoch < self.epochs else "search"
+
+
+@dataclass(frozen=True, eq=False)
+class JointResult:
+    """What `fit` returns.
+
+    Attributes:
+        network: the compact network, fine-tuned, in eval mode.
+        structure: the sub-network of the full model that it was cut from.
+        report: the figures.
+        metrics: one record per epoch, as in metrics.jsonl.
+    """
+
+    network: CompactNetwork
+    structure: Subnet
+    report: Report
+    metrics: list[Record]
+
+
+class JointTrainer:
+    """Trains and prunes `model`.
+
+    Args:
+        model: a CNN of the operations in `tracing.py`; trained in place.
+        data: train, reward and test splits; test is used once, at the end.
+        config: settings.
+        folder: where to write metrics and checkpoints; a checkpoint found there is resumed.
+        arch: name for the report.
+        on_epoch: told each epoch's record.
+        on_batch: told (batches done, batches in all) within an epoch of weights.
+
+    Raises:
+        InputError: the model cannot be pruned, does not fit the data, or cannot reach the budget.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        config: JointConfig | None = None,
+        *,
+        folder: RunFolder | None = None,
+        arch: str | None = None,
+        on_epoch: Callable[[Record], None] | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model, self.data = model, data
+        self.config = config = config or JointConfig()
+        self.folder, self.arch = folder, arch or type(model).__name__
+        self.on_epoch, self.on_batch = on_epoch, on_batch
+        self.graph = PrunableGraph.trace(
+            model,
+            torch.zeros(1, *data.image_shape),
+            groups=config.groups,
+            include=config.include,
+            exclude=config.exclude,
+        )
+        self._check_model()
+        self.budget = Budget(
+            self.graph.cost,
+            config.pruned_flops,
+            a_max=config.a_max,
+            min_width=config.min_width,
+            round_to=config.round_to,
+        )
+        rewarded = data.normalised(data.reward)
+        self.evaluator = Evaluator(self.graph, rewarded, data.reward.labels, config.evaluator)
+        self.env = PruningEnv(self.graph, self.budget, self.evaluator, config.importance)
+        self.weights = WeightTrainer(
+            model, data, config.weights, epochs=config.epochs, seed=config.seed, purpose="joint"
+        )
+        self._make_learners()
+        self.structures = Structures(config.structures)
+        self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
+        self.epoch = self.episodes = 0
+        self.log: MetricsLog | None = None
+
+    def _check_model(self) -> None:
+        outputs = self.graph.nodes[-1].shape[0]
+        if outputs != self.data.num_classes:
+            raise InputError(
+                f"the network has {outputs} outputs, the data set {self.data.num_classes} classes"
+            )
+        if not self.graph.groups:
+            raise InputError("the network has no group that can be pruned; try groups='all'")
+
+    def _make_learners(self) -> None:
+        config, groups, size = self.config, len(self.graph.groups), PruningEnv.state_size
+        self.environment: EnvironmentModel | None = None
+        if config.epoch_embedding:
+            seed = derived_seed(config.seed, "environment model")
+            self.environment = EnvironmentModel(size, config.environment, seed)
+        self.agent = agents.create(
+            config.agent,
+            size,
+            self.environment.z_size if self.environment else 0,
+            config.sac,
+            derived_seed(config.seed, "agent"),
+            uniform_ratio=self.budget.uniform_ratio(),
+        )
+        self.random_agent = agents.RandomAgent(config.a_max)
+        capacity = config.total_epochs * config.episodes_per_epoch
+        self.replay = ReplayBuffer(capacity, groups, size)
+
+    # -- the algorithm -----------------------------------------------------------------------------
+
+    def fit(self) -> JointResult:
+        """Runs what is left: joint epochs, pruning, fine-tuning, report."""
+        state = checkpoint.load(self.folder) if self.folder is not None else None
+        self.log = MetricsLog(self.folder, state["records"] if state else [])
+        try:
+            if state:
+                self._restore(state["joint"])
+            while self.epoch < self.config.total_epochs:
+                self._finish_epoch(self._joint_epoch(self.epoch))
+            return self._prune_and_finetune(state["finetune"] if state else None)
+        finally:
+            self.log.close()
+
+    def _joint_epoch(self, epoch: int) -> Record:
+        """One turn of RLAL Alg. 1."""
+        phase, before = self.config.phase(epoch), dict(self.seconds)
+        with self._timed("weights"):
+            trained = self._train_weights(epoch) if epoch < self.config.epochs else None
+        with self._timed("episodes"):
+            self.evaluator.load_weights(self.model)
+            full = self.evaluator.accuracies([self.graph.full_subnet()])[0]
+        if self.environment:
+            self.environment.begin_epoch()
+        rollout, learned = None, {}
+        if phase != "warmup":
+            with self._timed("episodes"):
+                rollout = self._walk(epoch, phase)
+                self.structures.reevaluate(self.evaluator)
+                self.structures.offer(rollout.subnets, rollout.rewards)
+            with self._timed("agent"):
+                learned = self._learn(epoch)
+        spent = {
+            name: self.seconds[name] - before[name] for name in ("weights", "episodes", "agent")
+        }
+        return self._record(epoch, phase, trained, float(full), rollout, learned, spent)
+
+    def _train_weights(self, epoch: int) -> EpochResult:
+        penalty = None
+        if self.config.alignment and self.structures.best is not None:
+            penalty = AlignmentPenalty(self.model, self.structures.best)
+        return self.weights.train_epoch(epoch, penalty, self.config.beta, self.on_batch)
+
+    def _walk(self, epoch: int, phase: str) -> Rollout:
+        agent = self.random_agent if phase == "random" else self.agent
+        z = self.environment.z()[epoch] if self.environment else None
+        source = generator(self.config.seed, "episodes", epoch)
+        rollout = self.env.rollout(agent, self.config.episodes_per_epoch, z, source)
+        self.replay.add(rollout.episodes, epoch)
+        self.episodes += len(rollout.subnets)
+        return rollout
+
+    def _learn(self, epoch: int) -> dict[str, float]:
+        """Updates the environment model on all rewards, then the agent on replayed transitions."""
+        metrics: dict[str, float] = {}
+        source = generator(self.config.seed, "learning", epoch)
+        if self.environment:
+            metrics.update(self.environment.update(self.replay, source))
+        steps = self.config.agent_updates
+        if steps is None:
+            steps = self.config.episodes_per_epoch * len(self.graph.groups)
+        z = self.environment.z() if self.environment else None
+        return {**metrics, **self.agent.update(self.replay, z, steps, source)}
+
+    def _prune_and_finetune(self, state: dict[str, Any] | None) -> JointResult:
+        """Cuts the best structure out of the full network, trains it a little more, and reports."""
+        structure = self.structures.best
+        assert (
+            structure is not None and self.log is not None
+        )  # the config leaves epochs for episodes
+        test = self.data.normalised(self.data.test), self.data.test.labels
+        small = compact(self.model, structure)
+        with self._timed("total"):
+            baseline, as_cut = accuracy(self.model, *test), accuracy(small, *test)
+
+        def finished(record: Record, tuning: dict[str, Any]) -> None:
+            self.seconds["weights"] += record["seconds"]["weights"]
+            self.seconds["total"] += record["seconds"]["weights"]
+            self._publish(record)
+            self._save(tuning)
+
+        finetune.run(
+            small,
+            self.data,
+            finetune.config(self.config.weights, self.config.finetune_lr),
+            epochs=self.config.finetune,
+            seed=self.config.seed,
+            state=state,
+            on_epoch=finished,
+            on_batch=self.on_batch,
+        )
+        with self._timed("total"):
+            pruned = accuracy(small.eval(), *test)
+            report = self._report(structure, small, baseline, as_cut, pruned)
+        small.metadata.update(self._description())
+        return JointResult(small, structure, report, self.log.records)
+
+    # -- bookkeeping -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.seconds[part] += spent
+        if part != "total":
+            self.seconds["total"] += spent
+
+    def _record(
+        self,
+        epoch: int,
+        phase: str,
+        trained: EpochResult | None,
+        full: float,
+        rollout: Rollout | None,
+        learned: dict[str, float],
+        spent: dict[str, float],
+    ) -> Record:
+        best = self.structures.best
+        return {
+            "stage": "joint",
+            "epoch": epoch,
+            "phase": phase,
+            "loss": trained.loss if trained else None,
+            "penalty": trained.penalty if trained else None,
+            "train_accuracy": trained.accuracy if trained else None,
+            "reward_split_accuracy": full,
+            "rewards": rollout.rewards.tolist() if rollout else [],
+            "structure_reward": float(self.structures.rewards[0]) if best else None,
+            "structure_widths": best.widths.tolist() if best else None,
+            "environment_loss": learned.pop("environment_loss", None),
+            "agent": learned,
+            "lr": trained.lr if trained else None,
+            "seconds": spent,
+        }
+
+    def _finish_epoch(self, record: Record) -> None:
+        self.epoch += 1
+        self._publish(record)
+        self._save(None)
+
+    def _publish(self, record: Record) -> None:
+        assert self.log is not None
+        self.log.append(record)
+        if self.on_epoch is not None:
+            self.on_epoch(record)
+
+    def _save(self, tuning: dict[str, Any] | None) -> None:
+        if self.folder is None:
+            return
+        assert self.log is not None
+        joint = {
+            "epoch": self.epoch,
+            "episodes": self.episodes,
+            "seconds": dict(self.seconds),
+            "model": self.model.state_dict(),
+            "optimizer": self.weights.optimizer.state_dict(),
+            "agent": self.agent.state_dict(),
+            "environment": self.environment.state_dict() if self.environment else None,
+            "replay": self.replay.state_dict(),
+            "structures": self.structures.state_dict(),
+        }
+        checkpoint.save(
+            self.folder, {"joint": joint, "finetune": tuning, "records": self.log.records}
+        )
+
+    def _restore(self, joint: dict[str, Any]) -> None:
+        self.epoch, self.episodes = joint["epoch"], joint["episodes"]
+        self.seconds = dict(joint["seconds"])
+        self.model.load_state_dict(joint["model"])
+        self.weights.optimizer.load_state_dict(joint["optimizer"])
+        self.agent.load_state_dict(joint["agent"])
+        if self.environment:
+            self.environment.load_state_dict(joint["environment"])
+        self.replay.load_state_dict(joint["replay"])
+        self.structures.load_state_dict(joint["structures"], self.graph)
+
+    def _description(self) -> dict[str, Any]:
+        """What someone who loads the network needs to use it."""
+        return {
+            "arch": self.arch,
+            "dataset": self.data.name,
+            "classes": list(self.data.classes),
+            "normalisation": {
+                "mean": list(self.data.normalisation.mean),
+                "std": list(self.data.normalisation.std),
+            },
+        }
+
+    def _report(
+        self,
+        structure: Subnet,
+        small: CompactNetwork,
+        baseline: float,
+        as_cut: float,
+        pruned: float,
+    ) -> Report:
+        macs_full, macs = self.budget.macs_full, int(self.graph.cost.macs(structure.widths))
+        networks = {"full": self.model, "pruned": small}
+        return Report(
+            arch=self.arch,
+            dataset=self.data.name,
+            seed=self.config.seed,
+            baseline_accuracy=baseline,
+            pruned_accuracy=pruned,
+            delta=pruned - baseline,
+            macs_full=macs_full,
+            macs=macs,
+            pruned_flops=1 - macs / macs_full,
+            pruned_flops_requested=self.config.pruned_flops,
+            params_full=parameter_count(self.model),
+            params=parameter_count(small),
+            widths={
+                group.name: [int(width), group.width]
+                for group, width in zip(self.graph.groups, structure.widths, strict=True)
+            },
+            latency_ms=measure(networks, self.data.image_shape),
+            best_reward=float(self.structures.rewards[0]),
+            episodes=self.episodes,
+            seconds=dict(self.seconds),
+            evaluator=f"{self.evaluator.description}, {torch.get_num_threads()} threads",
+            split_sizes={
+                name: len(getattr(self.data, name)) for name in ("train", "reward", "test")
+            },
+            accuracy_before_finetuning=as_cut,
+            version=__version__,
+        )
