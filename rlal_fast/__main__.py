@@ -1,6 +1,7 @@
 """Command line: `rlal run`, `rlal flops`, `rlal evaluate`, `rlal info`.
 
-Options become a plain dict, the dict becomes config.yaml, and everything slow is imported only then.
+Options become a plain dict, the dict becomes config.yaml, and everything slow is imported only
+then.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ _TRAINING = _options(
 @_option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
 def run(
-    context: click.Context, out: str | None, resume: str | None, quiet: bool, **settings: Any
+    context: click.Context, /, out: str | None, resume: str | None, quiet: bool, **settings: Any
 ) -> None:
     """Train a network and prune it at the same time.
 
@@ -164,7 +165,7 @@ def _refuse_settings(context: click.Context) -> None:
 
 def _plain(settings: Settings) -> Settings:
     """Settings as config.yaml stores them: defaults filled in, paths absolute, no tuples."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    plain: Settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     for name in _PATHS:
         if plain[name] is not None:
             plain[name] = str(Path(plain[name]).absolute())
@@ -205,7 +206,7 @@ def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> N
             )
     except InputError:
         if new:
-            folder.discard()  # nothing was done yet: the same --out can be asked for again, corrected
+            folder.discard()  # nothing was done yet: the same --out can be asked for again
         raise
     display.console.print(
         f"run folder: {folder.path}  (interrupted? rlal run --resume {folder.path})"

@@ -1,4 +1,4 @@
-"""The soft penalty that aligns the weights with the best structure found (RLAL Eq. 10, method.md §7)."""
+"""The soft penalty that aligns the weights with the structure (RLAL Eq. 10, method.md §7)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Rows:
 class AlignmentPenalty:
     """R(W, structure): the sum over groups, over channels c not kept, of ||W_out[c]||_2.
 
-    W_out[c] is everything that produces channel c: its filters (depthwise ones too), their bias, and
-    batch-norm scale and shift. It only pushes: nothing is masked, all weights stay trainable.
+    W_out[c] is everything that produces channel c: its filters (depthwise ones too), their bias,
+    and batch-norm scale and shift. It only pushes: nothing is masked, all weights stay trainable.
 
     Args:
         model: the network being trained; its parameters are read at each call.

@@ -38,8 +38,8 @@ def load(folder: RunFolder) -> dict[str, Any] | None:
         return None
     except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
         raise InputError(
-            f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}): delete it to start "
-            "this run again from its config.yaml"
+            f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}): delete it to "
+            "start this run again from its config.yaml"
         ) from error
     if found != _FORMAT:
         raise InputError(f"the checkpoint {path} has format {found}, this version reads {_FORMAT}")

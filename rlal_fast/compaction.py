@@ -1,8 +1,8 @@
 """model + Subnet -> a smaller network, and its way to disk and back (method.md §9).
 
-A compact network is an ordinary `nn.Module` without masks. It is described by plain data (the traced
-operations with their new sizes), so it can be stored as JSON + safetensors and loaded without pickle
-and without the class it was traced from.
+A compact network is an ordinary `nn.Module` without masks. It is described by plain data (the
+traced operations with their new sizes), so it can be stored as JSON + safetensors and loaded
+without pickle and without the class it was traced from.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CompactNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.metadata = dict(metadata or {})
-        self._last_reader = [index for index in range(len(spec))]
+        self._last_reader = list(range(len(spec)))
         for index, step in enumerate(spec):
             for source in step["inputs"]:
                 self._last_reader[source] = index
@@ -181,7 +181,8 @@ def load(path: str | os.PathLike[str]) -> CompactNetwork:
         raise InputError(f"the saved network in {folder} is damaged: {error!r}") from error
     if not known:
         raise InputError(
-            f"the network in {folder} has format {description['format']}, this version reads {_FORMAT}"
+            f"the network in {folder} has format {description['format']}, not {_FORMAT}: "
+            "read it with the version of rlal_fast that wrote it"
         )
     try:
         network = CompactNetwork(spec, metadata)
@@ -294,7 +295,7 @@ def _pool_arguments(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_at(root: nn.Module, name: str, layer: nn.Module) -> None:
-    """Registers `layer` under a dotted name, so that state-dict names stay those of the original."""
+    """Registers `layer` under a dotted name: state-dict names stay those of the original."""
     *parents, last = name.split(".")
     for parent in parents:
         if not hasattr(root, parent):

@@ -1,6 +1,7 @@
 """What the command line shows: progress while it runs, a summary at the end.
 
-On a terminal a bar and one line per epoch; elsewhere plain lines; with --quiet nothing but the result.
+On a terminal a bar and one line per epoch; elsewhere plain lines; with --quiet nothing but the
+result.
 """
 
 from __future__ import annotations

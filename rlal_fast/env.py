@@ -99,16 +99,14 @@ class PruningEnv:
             low, high = self.budget.bounds(widths, g)
             # a ratio is the other way round: keeping the most channels is the lowest ratio
             lows[:, g], highs[:, g] = 1 - high / full[g], 1 - low / full[g]
-            bounds = (torch.from_numpy(bound[:, g].copy()) for bound in (lows, highs))
-            ratios = agent.act(torch.from_numpy(states[:, g].copy()), z, *bounds, generator)
+            state, least, most = (_column(array, g) for array in (states, lows, highs))
+            ratios = agent.act(state, z, least, most, generator)
             widths[:, g] = self.budget.width(ratios.numpy(), g, low, high)
             actions[:, g] = 1 - widths[:, g] / full[g]  # what was executed, not what was asked
         subnets = self.graph.subnets(widths, self.importance)
         rewards = self.scorer.accuracies(subnets)
-        episodes = Episodes(
-            *(torch.from_numpy(array) for array in (states, actions, lows, highs)),
-            torch.from_numpy(rewards.astype(np.float32)),
-        )
+        arrays = (states, actions, lows, highs, rewards.astype(np.float32))
+        episodes = Episodes(*map(torch.from_numpy, arrays))
         return Rollout(subnets, widths, rewards, episodes)
 
     def _state(
@@ -129,8 +127,12 @@ class PruningEnv:
         return np.concatenate([static, np.stack(dynamic, axis=1)], axis=1).astype(np.float32)
 
 
+def _column(array: NDArray[np.float32], group: int) -> Tensor:
+    return torch.from_numpy(array[:, group].copy())
+
+
 def _static_features(graph: PrunableGraph) -> NDArray[np.float32]:
-    """[G, len(STATIC_FEATURES)], each relative to the network's own largest value (method.md §3)."""
+    """[G, len(STATIC_FEATURES)], each relative to the network's largest (method.md §3)."""
     groups, macs = graph.groups, graph.group_macs()
     rows = []
     for group, cost in zip(groups, macs, strict=True):

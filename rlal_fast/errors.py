@@ -4,6 +4,7 @@
 class InputError(ValueError):
     """Something that was asked for or handed in cannot work.
 
-    Its message is one line: what was wrong, what was expected, what to do. The command line prints it
+    Its message is one line: what was wrong, what was expected, what to do. The command line prints
+        it
     without a traceback and exits with status 2.
     """

@@ -1,7 +1,8 @@
 """Evaluator: sub-networks -> accuracies on fixed images (method.md §5), many at a time.
 
 Two backends behind one class: "native" runs the C++ program, "torch" the specification
-(`kernels/reference.py`). "auto" takes native where the extension is, and `description` says which ran.
+(`kernels/reference.py`). "auto" takes native where the extension is, and `description` says which
+ran.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Evaluator:
         graph: the traced network; its model's current weights are loaded.
         images: normalised float32 [N, C, H, W] of the traced size.
         labels: integers [N].
-        backend: "native", "torch" or "auto". The native backend uses torch.get_num_threads() threads.
+        backend: "native", "torch" or "auto". The native backend uses torch.get_num_threads()
+            threads.
 
     Raises:
         InputError: images, labels or backend that do not fit (named).
@@ -74,8 +76,8 @@ class Evaluator:
             for name in node.params.values():
                 if name not in given or given[name].shape != expected[name].shape:
                     raise InputError(
-                        f"the model has no {name} of shape {tuple(expected[name].shape)}: it is not the "
-                        "architecture that was traced"
+                        f"the model has no {name} of shape {tuple(expected[name].shape)}: "
+                        "it is not the architecture that was traced"
                     )
         self._backend.load_weights(given)
 

@@ -1,8 +1,8 @@
 """FLOPs accounting and the exact budget (method.md §1, §4).
 
 MACs are multiply-adds of convolutions and linear layers for one image, as exact int64; FLOPs are
-twice that. All counting happens in C++ over many width vectors at once; `kernels/reference.py` holds
-the specification.
+twice that. All counting happens in C++ over many width vectors at once; `kernels/reference.py`
+holds the specification.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class Budget:
 
     Args:
         cost: the network's cost table.
-        pruned_flops: fraction p in [0, 1) of FLOPs to remove; the budget is floor((1-p) * MACs_full).
+        pruned_flops: fraction p in [0, 1) of FLOPs to remove; the budget is floor((1-p) *
+            MACs_full).
         a_max: largest pruning ratio of a group, in [0, 1].
         min_width: smallest width of a group.
         round_to: widths are multiples of this (or the full width).
@@ -122,7 +123,8 @@ class Budget:
             raise InputError(f"pruned_flops must be in [0, 1), e.g. 0.5, not {pruned_flops}")
         if not 0 <= a_max <= 1 or min_width < 1 or round_to < 1:
             raise InputError(
-                f"a_max={a_max} must be in [0, 1], min_width={min_width} and round_to={round_to} at least 1"
+                f"a_max={a_max} must be in [0, 1], min_width={min_width} and "
+                f"round_to={round_to} at least 1"
             )
         self.cost, self.a_max, self.round_to = cost, a_max, round_to
         self.full_widths = cost.full_widths
@@ -170,7 +172,7 @@ class Budget:
         return np.clip(np.minimum(rounded, full).astype(np.int64), low, high)
 
     def uniform_ratio(self) -> float:
-        """The smallest ratio (to 1e-4) that, given to every group, meets the budget; a_max if none."""
+        """The smallest ratio (to 1e-4) that, given to all groups, meets the budget; else a_max."""
         for step in range(10000):
             ratio = np.array([step / 10000])
             if ratio[0] > self.a_max:

@@ -1,11 +1,11 @@
 """PrunableGraph: a traced network as index sets that flow along its edges.
 
-Every channel of every activation carries the number of its *channel class*: channels that must be kept
-or removed together share one. Convolutions make new classes; batch norms, pools and depthwise
-convolutions pass them on; an addition unites its operands' classes; flattening repeats them. A *group*
-is the set of classes that occur in exactly the same activations, equally often: only then does the
-cost depend on the group's width alone, so the exact integer budget of method.md §4 is possible for any
-topology, including option A shortcuts that tie 16 of 64 channels.
+Every channel of every activation carries the number of its *channel class*: channels that must be
+kept or removed together share one. Convolutions make new classes; batch norms, pools and depthwise
+convolutions pass them on; an addition unites its operands' classes; flattening repeats them. A
+*group* is the set of classes that occur in exactly the same activations, equally often: only then
+does the cost depend on the group's width alone, so the exact integer budget of method.md §4 is
+possible for any topology, including option A shortcuts that tie 16 of 64 channels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Member:
     Attributes:
         tensor: name in the model's state dict.
         kind: "filter" (dense convolution or linear), "depthwise", "bias", "scale" or "shift".
-        rows: int64 [C_g, m]; row indices of each channel (m > 1 only where channels are tied within a layer).
+        rows: int64 [C_g, m]; row indices of each channel (m > 1 only where channels are tied
+            within a layer).
     """
 
     tensor: str
@@ -109,10 +110,12 @@ class PrunableGraph:
             model: any module made of the operations of `tracing.py`; its weights may change later.
             example_input: float images [N >= 1, C, H, W]; only the shape of one image matters.
             groups: "internal" (groups that no addition ties; default) or "all".
-            include, exclude: shell patterns on group names, e.g. "layer1.*"; empty include means all.
+            include, exclude: shell patterns on group names, e.g. "layer1.*"; empty include means
+                all.
 
         Raises:
-            InputError: the network cannot be traced or contains something that cannot be pruned yet.
+            InputError: the network cannot be traced or contains something that cannot be pruned
+                yet.
         """
         if groups not in ("internal", "all"):
             raise InputError(f"groups must be 'internal' or 'all', not {groups!r}")
@@ -200,7 +203,8 @@ class PrunableGraph:
     def __str__(self) -> str:
         total = int(self.cost.macs(self.full_widths))
         lines = [
-            f"{'#':>3}  {'group':<32} {'width':>6}  {'kernel':>7} {'stride':>6} {'output':>9} {'MACs':>12}  share"
+            f"{'#':>3}  {'group':<32} {'width':>6}  {'kernel':>7} {'stride':>6} {'output':>9} "
+            f"{'MACs':>12}  share"
         ]
         for group, macs in zip(self.groups, self.group_macs(), strict=True):
             first = group.layers[0]
@@ -212,12 +216,14 @@ class PrunableGraph:
                 f"{output:>9} {macs:>12,}  {macs / total:5.1%}"
             )
         lines.append(
-            f"{len(self.groups)} prunable groups, {total:,} MACs per image in {len(self.cost.layers)} layers"
+            f"{len(self.groups)} prunable groups, {total:,} MACs per image in "
+            f"{len(self.cost.layers)} layers"
         )
         return "\n".join(lines)
 
 
-# -- from nodes to channel classes and groups -----------------------------------------------------------
+# -- from nodes to channel classes and groups
+# -----------------------------------------------------------
 
 
 class _UnionFind:
@@ -243,7 +249,7 @@ class _UnionFind:
 
 def _channel_classes(nodes: tuple[Node, ...]) -> list[IntArray]:
     """For each node the class of every output channel, numbered from 0 in order of appearance."""
-    union, atoms = _UnionFind(), []
+    union, atoms = _UnionFind(), list[IntArray]()
     for node in nodes:
         source = atoms[node.inputs[0]] if node.inputs else np.empty(0, dtype=np.int64)
         if node.op == "input" or node.op == "linear":

@@ -46,13 +46,14 @@ def bn_scale(weights: GroupWeights) -> Tensor:
     """Absolute batch-norm scale (Liu et al. 2017, network slimming)."""
     if not weights.scales:
         raise InputError(
-            f"importance 'bn_scale' needs a batch norm behind every group, group {weights.group} has none"
+            f"importance 'bn_scale' needs a batch norm behind every group, "
+            f"group {weights.group} has none"
         )
     return torch.stack([s.double().abs() for s in weights.scales]).sum(0)
 
 
 def fpgm(weights: GroupWeights) -> Tensor:
-    """Sum of distances to the group's other filters (He et al. 2019): a filter near all is redundant."""
+    """Sum of distances to the other filters (He et al. 2019): one near all others is redundant."""
     scores = []
     for filters in weights.filters:
         wide = filters.double()

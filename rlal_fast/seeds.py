@@ -1,6 +1,7 @@
 """Random generators that depend on (seed, purpose, epoch) alone.
 
-So a resumed run draws what the uninterrupted one would have drawn, without storing generator states.
+So a resumed run draws what the uninterrupted one would have drawn, without storing generator
+states.
 """
 
 from __future__ import annotations

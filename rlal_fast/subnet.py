@@ -53,7 +53,8 @@ def check_widths(widths: ArrayLike, full_widths: IntArray) -> IntArray:
     groups = len(full_widths)
     if given.ndim == 0 or given.shape[-1] != groups or given.dtype.kind not in "iu":
         raise InputError(
-            f"widths must be integers [..., {groups}], one per group, not {given.dtype} {given.shape}"
+            f"widths must be integers [..., {groups}], one per group, "
+            f"not {given.dtype} {given.shape}"
         )
     checked = given.astype(np.int64)
     wrong = np.argwhere((checked < 1) | (checked > full_widths))
@@ -81,7 +82,8 @@ def check_kept(kept: list[ArrayLike], full_widths: IntArray) -> tuple[IntArray, 
         in_range = array.ndim == 1 and len(array) > 0 and array[0] >= 0 and array[-1] < full
         if not in_range or (np.diff(array) <= 0).any():
             raise InputError(
-                f"kept channels of group {group} must be ascending indices in 0..{full - 1}, not {indices}"
+                f"kept channels of group {group} must be ascending indices in 0..{full - 1}, "
+                f"not {indices!r}"
             )
         checked.append(array)
     return tuple(checked)

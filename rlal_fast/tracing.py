@@ -1,4 +1,5 @@
-"""model -> nodes: one torch.export trace, reduced to the dozen operations that a pruner must understand.
+"""model -> nodes: one torch.export trace, reduced to the dozen operations that a pruner must
+understand.
 
 A `Node` speaks of one image: its shape has no batch axis, so the same trace serves any batch size.
 Everything after this module (graph, twin, native program, compact network) reads nodes only, never
@@ -67,12 +68,18 @@ def trace(model: nn.Module, example_input: Tensor) -> tuple[Node, ...]:
     except Exception as error:  # torch.export raises many types, all about the model given
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(
-            f"{type(model).__name__} cannot be traced for images {tuple(example_input.shape)}: {reason}"
+            f"{type(model).__name__} cannot be traced for images "
+            f"{tuple(example_input.shape)}: {reason}"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
     return _Reader(program).read()
+
+
+def _args(fx_node: fx.Node) -> tuple[Any, ...]:
+    """Positional arguments; their kinds are ATen's and are not worth a type each."""
+    return fx_node.args
 
 
 class _Reader:
@@ -102,18 +109,18 @@ class _Reader:
             self._add(fx_node, "input", (), name="input")
         elif fx_node.name not in self.tensor_names:
             raise InputError(
-                f"the network uses a constant tensor ({fx_node.name}) that is neither a parameter nor "
-                "a buffer; register it as a buffer or move it out of the network"
+                f"the network uses a constant tensor ({fx_node.name}) that is neither a parameter "
+                "nor a buffer; register it as a buffer or move it out of the network"
             )
 
     def _output(self, fx_node: fx.Node) -> None:
-        (results,) = fx_node.args
+        (results,) = _args(fx_node)
         if not isinstance(results, tuple | list) or len(results) != 1:
             raise InputError("the network must return one tensor of logits [N, classes]")
         last = self.nodes[self.node_of[results[0]]]
         if len(last.shape) != 1:
             raise InputError(
-                f"the network must return logits [N, classes], not [N, {', '.join(map(str, last.shape))}]"
+                f"the network must return logits [N, classes], not of shape {last.shape} per image"
             )
         if last.index != len(self.nodes) - 1:
             raise InputError(
@@ -133,8 +140,8 @@ class _Reader:
             self._mutated(fx_node, before)
 
     def _mutated(self, fx_node: fx.Node, before: dict[fx.Node, int]) -> None:
-        """An in-place operation changes its operand for every later reader, not only its own result."""
-        operand = before[fx_node.args[0]]  # type: ignore[index]
+        """An in-place operation changes its operand for every later reader."""
+        operand = before[_args(fx_node)[0]]
         if self.nodes[operand].op in ("flatten", "subsample"):
             raise self.refusal(fx_node, "writes into a view of another tensor")
         for other, index in before.items():
@@ -152,7 +159,7 @@ class _Reader:
         return InputError(f"operation {fx_node.target} in {place} {why}, so it cannot be pruned")
 
     def input(self, fx_node: fx.Node, position: int = 0) -> Node:
-        operand = fx_node.args[position]
+        operand = _args(fx_node)[position]
         if not isinstance(operand, fx.Node) or operand not in self.node_of:
             raise self.refusal(fx_node, f"reads {operand}, which is not an activation,")
         return self.nodes[self.node_of[operand]]
@@ -208,12 +215,13 @@ class _Reader:
         self.node_of[fx_node] = index
 
 
-# -- one handler per ATen operation: argument positions as in PyTorch's native_functions.yaml ---------
+# -- one handler per ATen operation: argument positions as in PyTorch's native_functions.yaml
+# ---------
 
 
 def _argument(fx_node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if len(fx_node.args) > position:
-        return fx_node.args[position]
+    if len(_args(fx_node)) > position:
+        return _args(fx_node)[position]
     return fx_node.kwargs.get(name, default)
 
 
@@ -228,7 +236,7 @@ def _conv(reader: _Reader, fx_node: fx.Node) -> None:
     source = reader.input(fx_node)
     transposed_form = str(fx_node.target).startswith("aten.convolution")
     groups = _argument(fx_node, 8 if transposed_form else 6, "groups", 1)
-    if transposed_form and fx_node.args[6]:
+    if transposed_form and _args(fx_node)[6]:
         raise reader.refusal(fx_node, "is transposed")
     padding = _argument(fx_node, 4, "padding", 0)
     if isinstance(padding, str):
@@ -237,10 +245,10 @@ def _conv(reader: _Reader, fx_node: fx.Node) -> None:
     if groups != 1 and not groups == channels == source.shape[0]:
         raise reader.refusal(fx_node, f"has {groups} groups (only 1 or depthwise)")
     params = {
-        "weight": reader.tensor_name(fx_node, fx_node.args[1]),
+        "weight": reader.tensor_name(fx_node, _args(fx_node)[1]),
         "bias": reader.tensor_name(fx_node, _argument(fx_node, 2, "bias", None)),
     }
-    weight = fx_node.args[1].meta["val"]  # type: ignore[union-attr]
+    weight = _args(fx_node)[1].meta["val"]
     attrs = {
         "kernel": [int(k) for k in weight.shape[2:]],
         "stride": _pair(_argument(fx_node, 3, "stride", 1)),
@@ -256,7 +264,7 @@ def _linear(reader: _Reader, fx_node: fx.Node) -> None:
     if len(source.shape) != 1:
         raise reader.refusal(fx_node, "is applied to more than one position per image")
     params = {
-        "weight": reader.tensor_name(fx_node, fx_node.args[1]),
+        "weight": reader.tensor_name(fx_node, _args(fx_node)[1]),
         "bias": reader.tensor_name(fx_node, _argument(fx_node, 2, "bias", None)),
     }
     reader.emit(fx_node, "linear", source, params=params)
@@ -266,16 +274,18 @@ def _batch_norm(reader: _Reader, fx_node: fx.Node) -> None:
     source = reader.input(fx_node)
     functional = "no_training" in str(fx_node.target)
     momentum, eps = (
-        (fx_node.args[5], fx_node.args[6]) if functional else (fx_node.args[6], fx_node.args[7])
+        (_args(fx_node)[5], _args(fx_node)[6])
+        if functional
+        else (_args(fx_node)[6], _args(fx_node)[7])
     )
     roles = ("weight", "bias", "mean", "var")
     params = {
         role: reader.tensor_name(fx_node, tensor)
-        for role, tensor in zip(roles, fx_node.args[1:5], strict=True)
+        for role, tensor in zip(roles, _args(fx_node)[1:5], strict=True)
     }
     if None in params.values() or len(source.shape) != 3:
         raise reader.refusal(fx_node, "lacks affine weights, running statistics or a spatial input")
-    attrs = {"eps": float(eps), "momentum": float(momentum)}  # type: ignore[arg-type]
+    attrs = {"eps": float(eps), "momentum": float(momentum)}
     reader.emit(fx_node, "batch_norm", source, attrs=attrs, params=params)
 
 
@@ -294,7 +304,7 @@ def _clamp(reader: _Reader, fx_node: fx.Node) -> None:
 
 
 def _max_pool(reader: _Reader, fx_node: fx.Node) -> None:
-    kernel = _pair(fx_node.args[1])
+    kernel = _pair(_args(fx_node)[1])
     attrs = {
         "kernel": kernel,
         "stride": _pair(_argument(fx_node, 2, "stride", kernel) or kernel),
@@ -307,7 +317,7 @@ def _max_pool(reader: _Reader, fx_node: fx.Node) -> None:
 
 
 def _avg_pool(reader: _Reader, fx_node: fx.Node) -> None:
-    kernel = _pair(fx_node.args[1])
+    kernel = _pair(_args(fx_node)[1])
     attrs = {
         "kernel": kernel,
         "stride": _pair(_argument(fx_node, 2, "stride", kernel) or kernel),
@@ -323,7 +333,7 @@ def _avg_pool(reader: _Reader, fx_node: fx.Node) -> None:
 
 
 def _adaptive_pool(reader: _Reader, fx_node: fx.Node) -> None:
-    source, size = reader.input(fx_node), _pair(fx_node.args[1])
+    source, size = reader.input(fx_node), _pair(_args(fx_node)[1])
     height, width = source.shape[1:]
     if size == [1, 1]:
         reader.emit(fx_node, "global_pool", source)
@@ -345,7 +355,7 @@ def _adaptive_pool(reader: _Reader, fx_node: fx.Node) -> None:
 
 def _mean(reader: _Reader, fx_node: fx.Node) -> None:
     source = reader.input(fx_node)
-    axes = {axis % 4 for axis in fx_node.args[1]} if len(source.shape) == 3 else set()  # type: ignore[union-attr]
+    axes = {axis % 4 for axis in _args(fx_node)[1]} if len(source.shape) == 3 else set()
     if axes != {2, 3}:
         raise reader.refusal(fx_node, "averages over something else than all pixels")
     if len(reader.shape(fx_node)) == 3:
@@ -371,7 +381,7 @@ def _reshape(reader: _Reader, fx_node: fx.Node) -> None:
 
 
 def _pad(reader: _Reader, fx_node: fx.Node) -> None:
-    source, amounts = reader.input(fx_node), [int(n) for n in fx_node.args[1]]  # type: ignore[union-attr,arg-type]
+    source, amounts = reader.input(fx_node), [int(n) for n in _args(fx_node)[1]]
     mode, value = _argument(fx_node, 2, "mode", "constant"), _argument(fx_node, 3, "value", None)
     if str(fx_node.target).startswith("aten.constant_pad_nd"):
         mode, value = "constant", _argument(fx_node, 2, "value", 0)
@@ -400,13 +410,13 @@ def _slice(reader: _Reader, fx_node: fx.Node) -> None:
 
 
 def _getitem(reader: _Reader, fx_node: fx.Node) -> None:
-    if fx_node.args[1] != 0:
+    if _args(fx_node)[1] != 0:
         raise reader.refusal(fx_node, "uses a second result")
     reader.alias(fx_node)
 
 
 def _dropout(reader: _Reader, fx_node: fx.Node) -> None:
-    reader.emit(fx_node, "dropout", reader.input(fx_node), attrs={"p": float(fx_node.args[1])})  # type: ignore[arg-type]
+    reader.emit(fx_node, "dropout", reader.input(fx_node), attrs={"p": float(_args(fx_node)[1])})
 
 
 def _simple(op: str) -> Callable[[_Reader, fx.Node], None]:

@@ -97,7 +97,8 @@ class JointConfig:
             )
         if self.warmup >= self.total_epochs:
             raise InputError(
-                f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for episodes"
+                f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for "
+                "episodes"
             )
 
     @property
@@ -202,7 +203,7 @@ class JointTrainer:
         self.structures = Structures(config.structures)
         self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
         self.epoch = self.episodes = 0
-        self.log: MetricsLog | None = None
+        self.log = MetricsLog(None, [])
 
     def _check_model(self) -> None:
         outputs = self.graph.nodes[-1].shape[0]
@@ -299,9 +300,7 @@ class JointTrainer:
     def _prune_and_finetune(self, state: dict[str, Any] | None) -> JointResult:
         """Cuts the best structure out of the full network, trains it a little more, and reports."""
         structure = self.structures.best
-        assert (
-            structure is not None and self.log is not None
-        )  # the config leaves epochs for episodes
+        assert structure is not None  # the config leaves epochs for episodes
         test = self.data.normalised(self.data.test), self.data.test.labels
         small = compact(self.model, structure)
         with self._timed("total"):
@@ -374,7 +373,6 @@ class JointTrainer:
         self._save(None)
 
     def _publish(self, record: Record) -> None:
-        assert self.log is not None
         self.log.append(record)
         if self.on_epoch is not None:
             self.on_epoch(record)
@@ -382,7 +380,6 @@ class JointTrainer:
     def _save(self, tuning: dict[str, Any] | None) -> None:
         if self.folder is None:
             return
-        assert self.log is not None
         joint = {
             "epoch": self.epoch,
             "episodes": self.episodes,

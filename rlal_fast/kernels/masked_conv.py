@@ -96,8 +96,8 @@ def _native(
     for tensor in tensors:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise InputError(
-                f"backend 'native' takes float32 on the CPU, not {tensor.dtype} on {tensor.device}; "
-                "use backend='torch'"
+                f"backend 'native' takes float32 on the CPU, not {tensor.dtype} on "
+                f"{tensor.device}; use backend='torch'"
             )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
@@ -138,7 +138,7 @@ def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 def _indices(name: str, kept: ArrayLike | Tensor) -> Tensor:
     indices = torch.as_tensor(np.asarray(kept)).to(torch.int64)
     if indices.ndim != 1 or not len(indices) or bool((indices.diff() <= 0).any()) or indices[0] < 0:
-        raise InputError(f"{name} must be ascending channel indices, at least one, not {kept}")
+        raise InputError(f"{name} must be ascending channel indices, at least one, not {kept!r}")
     return indices.contiguous()
 
 
@@ -163,8 +163,8 @@ def _check(
     if groups > 1:
         if groups != outputs or inputs != 1 or not torch.equal(kept_in, kept_out):
             raise InputError(
-                f"groups={groups}: only depthwise convolutions (groups = {outputs} output channels, "
-                "kept_in equal to kept_out) are supported"
+                f"groups={groups}: only depthwise convolutions are supported (groups = {outputs} "
+                "output channels, kept_in equal to kept_out)"
             )
         inputs = outputs
     for name, kept, full in (("kept_in", kept_in, inputs), ("kept_out", kept_out, outputs)):

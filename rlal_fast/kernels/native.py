@@ -1,4 +1,5 @@
-"""The compiled extension `_rlal_fast`: loaded on first use, and only if it is the one of this version.
+"""The compiled extension `_rlal_fast`: loaded on first use, and only if it is the one of this
+version.
 
 The extension is a top-level module, so that a source checkout without a build cannot shadow an
 installed one.
@@ -54,6 +55,9 @@ class Images(Protocol):
     def logits(self, masks: NDArray[np.uint8], threads: int) -> NDArray[np.float32]: ...
 
 
+_Program = Program  # inside Extension that name is the constructor
+
+
 class Extension(Protocol):
     """What `csrc/bindings.cpp` defines."""
 
@@ -62,8 +66,8 @@ class Extension(Protocol):
     def CostModel(self, rows: Sequence[Any], full_widths: NDArray[np.int64]) -> CostModel: ...
     def Program(
         self, tensors: Sequence[dict[str, Any]], ops: Sequence[dict[str, Any]], classes: int
-    ) -> Program: ...
-    def Images(self, program: Program, images: NDArray[np.float32], threads: int) -> Images: ...
+    ) -> _Program: ...
+    def Images(self, program: _Program, images: NDArray[np.float32], threads: int) -> Images: ...
     def masked_conv2d(self, *args: Any) -> NDArray[np.float32]: ...
 
 

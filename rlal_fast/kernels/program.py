@@ -1,8 +1,8 @@
 """A traced network as the native program's fused operations, and its weights in the form they need.
 
 Batch norms are folded into the convolution before them, additions and activations into the store of
-its result, pads and strides of shortcuts into one copy. What cannot be fused becomes an operation of
-its own, so every traced network has a program.
+its result, pads and strides of shortcuts into one copy. What cannot be fused becomes an operation
+of its own, so every traced network has a program.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class NativeProgram:
         ]
 
     def _borders(self) -> dict[tuple[int, int], int]:
-        """Zero border per image size: the widest padding of any convolution that reads that size."""
+        """Zero border per image size: the widest padding of a convolution that reads the size."""
         borders: dict[tuple[int, int], int] = {}
         for node in self._nodes:
             if node.op == "conv":
@@ -149,8 +149,8 @@ def _fuse(nodes: Sequence[Node]) -> list[_Fused]:
         for source in node.inputs:
             readers[source].append(node)
     layers = [node for node in nodes if node.op in ("conv", "linear")]
-    # Layers first, the last ones before the others: an addition joins the later of its two operands,
-    # whose other operand is then complete.
+    # Layers first, the last ones before the others: an addition joins the later of its two
+    # operands, whose other operand is then complete.
     order = [*reversed(layers), *(node for node in nodes if node not in layers)]
     taken: set[int] = set()
     chains = []
@@ -208,5 +208,6 @@ def _fold(chain: _Fused, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] |
             return scale, shift - mean * scale
         weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
         bias = (bias.to(mean.device) - mean) * scale + shift
-    assert weight is not None and bias is not None
+    assert weight is not None
+    assert bias is not None
     return weight, bias

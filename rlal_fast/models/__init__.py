@@ -70,7 +70,7 @@ def _create_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Mod
             f"{name} needs torchvision, which is not installed: pip install 'rlal_fast[demo]'"
         ) from error
     short = name.removeprefix(_TORCHVISION_PREFIX)
-    classifiers = [n for n in zoo.list_models(module=zoo)]
+    classifiers = zoo.list_models(module=zoo)
     if short not in classifiers:
         raise InputError(f"unknown torchvision network {short!r}: known are {classifiers}")
     if in_channels != 3:

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. 2016, §4.2: three stages of 16, 32, 64 channels, option A shortcuts."""
+"""The CIFAR ResNets of He et al. 2016, §4.2: stages of 16, 32, 64 channels, option A shortcuts."""
 
 from __future__ import annotations
 
