@@ -14,11 +14,11 @@ constexpr int64_t kPackedAtOnce =
 const Interrupted kNever = [] { return false; };
 
 // As torch: the first of equal logits wins, and NaN counts as the largest.
-int argmax(const float* logits, int classes, int lanes, int lane) {
+int argmax(const View& logits, int lanes, int lane) {
   int best = 0;
-  float top = logits[lane];
-  for (int c = 1; c < classes; ++c) {
-    const float value = logits[c * lanes + lane];
+  float top = logits.data[lane];
+  for (int c = 1; c < logits.channels; ++c) {
+    const float value = logits.data[c * logits.channel_stride * lanes + lane];
     if (value > top || (std::isnan(value) && !std::isnan(top))) {
       top = value;
       best = c;
@@ -79,9 +79,9 @@ bool count_correct(const Program& program, const ImageBlocks& images, const int6
         count * images.blocks());  // one cell per item: nothing shared between threads
     const auto score = [&](int thread, int64_t item) {
       const int64_t s = item / images.blocks(), b = item % images.blocks();
-      const float* result = program.run(packed[s], arenas.of(thread), images.block(b));
+      const View result = program.run(packed[s], arenas.of(thread), images.block(b));
       for (int lane = 0; lane < images.in_block(b); ++lane)
-        hits[item] += argmax(result, program.outputs(), lanes, lane) == labels[b * lanes + lane];
+        hits[item] += argmax(result, lanes, lane) == labels[b * lanes + lane];
     };
     if (!run_parallel(threads, count * images.blocks(), score, interrupted)) return false;
     for (int64_t item = 0; item < count * images.blocks(); ++item)
@@ -98,10 +98,11 @@ bool logits(const Program& program, const ImageBlocks& images, const uint8_t* ma
   return run_parallel(
       threads, images.blocks(),
       [&](int thread, int64_t b) {
-        const float* result = program.run(packed, arenas.of(thread), images.block(b));
+        const View result = program.run(packed, arenas.of(thread), images.block(b));
         for (int lane = 0; lane < images.in_block(b); ++lane)
           for (int c = 0; c < classes; ++c)
-            out[(b * lanes + lane) * classes + c] = result[c * lanes + lane];
+            out[(b * lanes + lane) * classes + c] =
+                result.data[c * result.channel_stride * lanes + lane];
       },
       interrupted);
 }

@@ -29,6 +29,7 @@ struct ConvArgs {
   const float* bias;      // [out.channels]
   Window window;
   float low, high;  // the activation as a clamp
+  float* scratch;   // winograd only, see winograd_scratch in winograd.h
 };
 
 struct PoolArgs {
@@ -40,8 +41,8 @@ struct PoolArgs {
 // out[c] = clamp(in[c] * scale[c] + shift[c] + residual[c])
 struct AffineArgs {
   View in, out;
-  const float* scale;     // [channels] or null
-  const float* shift;     // [channels] or null
+  const float* scale;     // [channels]
+  const float* shift;     // [channels]
   const float* residual;  // laid out like `out`, or null
   float low, high;
 };
@@ -55,9 +56,13 @@ struct SelectArgs {
 
 struct Kernels {
   const char* name;
-  int lanes;         // images per vector
-  int out_channels;  // most output channels that one register tile holds
+  int lanes;              // images per vector
+  int out_channels;       // most output channels in a register tile of conv
+  int winograd_channels;  // the same for the products of winograd
   void (*conv)(const ConvArgs&);
+  // 3x3, stride 1, padding 1, height and width multiples of 4; weights packed by transformed
+  // position
+  void (*winograd)(const ConvArgs&);
   void (*depthwise)(const ConvArgs&);  // weights [channel][kernel_h][kernel_w]
   void (*max_pool)(const PoolArgs&);
   void (*avg_pool)(const PoolArgs&);

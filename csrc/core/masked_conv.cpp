@@ -58,8 +58,8 @@ bool run_masked_conv(const Kernels& kernels, const MaskedConv& conv, int threads
                        lanes);
         const Block result(out_channels, out_h, out_w, 0, 0, lanes);
         kernels.load_images(conv.x + b * lanes * in_stride, in_stride, count, in.view);
-        ConvArgs args{in.view,     result.view, nullptr,  weights.data(),
-                      bias.data(), conv.window, conv.low, conv.high};
+        ConvArgs args{in.view,     result.view, nullptr,   weights.data(), bias.data(),
+                      conv.window, conv.low,    conv.high, nullptr};
         if (conv.residual !=
             nullptr) {  // the kernel may read the residual where it writes the result
           kernels.load_images(conv.residual + b * lanes * out_stride, out_stride, count,

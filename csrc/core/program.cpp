@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/winograd.h"
+
 namespace rlal {
 namespace {
 
@@ -45,6 +47,7 @@ Program::Program(std::vector<TensorSpec> tensors, std::vector<OpSpec> ops, int c
       throw std::invalid_argument("an operation names a tensor that does not exist");
   weights_.resize(ops_.size());
   bias_.resize(ops_.size());
+  winograd_.resize(ops_.size());
   assign_slots();
 }
 
@@ -106,6 +109,9 @@ void Program::set_weights(int i, const float* weights, int64_t weight_count, con
         " and " + std::to_string(bias_count));
   weights_[i].assign(weights, weights + weight_count);
   bias_[i].assign(bias, bias + bias_count);
+  const TensorSpec& out = tensors_[ops_[i].output];
+  if (ops_[i].kind == OpKind::conv && winograd_applies(ops_[i].window, out.height, out.width))
+    winograd_[i] = winograd_weights(weights_[i], weight_count / 9);
 }
 
 std::vector<int> Program::kept_of(int tensor, const uint8_t* kept_classes) const {
@@ -126,6 +132,7 @@ Packed Program::pack(const uint8_t* kept_classes) const {
   packed.weights.resize(ops_.size());
   packed.bias.resize(ops_.size());
   packed.sources.resize(ops_.size());
+  packed.winograd.resize(ops_.size());
   for (size_t i = 0; i < ops_.size(); ++i) pack_op(static_cast<int>(i), kept, &packed);
   return packed;
 }
@@ -139,7 +146,7 @@ void Program::pack_op(int i, const std::vector<std::vector<int>>& kept, Packed* 
     for (const int c : out) packed->bias[i].push_back(bias_[i][c]);
   }
   if (op.kind == OpKind::conv) {
-    pack_conv(i, out, in, &packed->weights[i]);
+    pack_conv(i, out, in, packed);
   } else if (op.kind == OpKind::depthwise || op.kind == OpKind::affine) {
     const int64_t taps = weight_size(i) / static_cast<int64_t>(tensors_[op.output].classes.size());
     for (const int c : out)
@@ -154,20 +161,32 @@ void Program::pack_op(int i, const std::vector<std::vector<int>>& kept, Packed* 
   }
 }
 
-// [register tile of output channels][input channel][tap][channel in tile]: a tile reads it straight
+// Direct: [register tile of output channels][input channel][tap][channel in tile]; Winograd: the
+// same for each of the 36 positions, which then is one tap. Either way a kernel reads it straight
 // through.
 void Program::pack_conv(int i, const std::vector<int>& out, const std::vector<int>& in,
-                        std::vector<float>* to) const {
-  const int64_t taps = static_cast<int64_t>(ops_[i].window.kernel_h) * ops_[i].window.kernel_w;
+                        Packed* packed) const {
+  const int outputs = static_cast<int>(out.size());
+  const bool winograd =
+      !winograd_[i].empty() && winograd_pays(static_cast<int>(in.size()), outputs);
+  packed->winograd[i] = winograd;
   const int64_t full_in = static_cast<int64_t>(tensors_[ops_[i].input].classes.size());
-  to->resize(out.size() * in.size() * taps);
-  float* next = to->data();
-  const Split split(static_cast<int>(out.size()), kernels_.out_channels);
-  for (int part = 0, first = 0; part < split.parts; first += split.size(part), ++part)
-    for (const int c : in)
-      for (int64_t tap = 0; tap < taps; ++tap)
-        for (int o = first; o < first + split.size(part); ++o)
-          *next++ = weights_[i][(out[o] * full_in + c) * taps + tap];
+  const int64_t full_out = static_cast<int64_t>(tensors_[ops_[i].output].classes.size());
+  const int64_t taps = winograd ? 1 : weight_size(i) / (full_in * full_out);
+  const int64_t positions = winograd ? kWinogradPositions : 1;
+  const Split split(outputs, winograd ? kernels_.winograd_channels : kernels_.out_channels);
+  std::vector<float>& to = packed->weights[i];
+  to.resize(out.size() * in.size() * taps * positions);
+  float* next = to.data();
+  for (int64_t position = 0; position < positions; ++position) {
+    const float* from =
+        winograd ? &winograd_[i][position * full_in * full_out] : weights_[i].data();
+    for (int part = 0, first = 0; part < split.parts; first += split.size(part), ++part)
+      for (const int c : in)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          for (int o = first; o < first + split.size(part); ++o)
+            *next++ = from[(out[o] * full_in + c) * taps + tap];
+  }
 }
 
 Arena Program::make_arena() const {
@@ -175,6 +194,14 @@ Arena Program::make_arena() const {
   for (const Slot& slot : slots_)
     arena.slots.emplace_back(plane(slot.height, slot.width, slot.border) * slot.channels *
                              kernels_.lanes);
+  int64_t scratch = 0;
+  for (size_t i = 0; i < ops_.size(); ++i)
+    if (!winograd_[i].empty())
+      scratch = std::max(scratch,
+                         winograd_scratch(static_cast<int>(tensors_[ops_[i].input].classes.size()),
+                                          static_cast<int>(tensors_[ops_[i].output].classes.size()),
+                                          kernels_.lanes));
+  arena.scratch = Buffer(scratch);
   return arena;
 }
 
@@ -191,7 +218,7 @@ View Program::view(int tensor, float* base, int channels) const {
   return {first, plane(t.height, t.width, t.border), row, channels, t.height, t.width};
 }
 
-const float* Program::run(const Packed& packed, Arena& arena, float* images) const {
+View Program::run(const Packed& packed, Arena& arena, float* images) const {
   const auto tensor = [&](int t) {
     return view(t, t == 0 ? images : arena.slots[slot_of_[t]].data(), packed.channels[t]);
   };
@@ -202,10 +229,11 @@ const float* Program::run(const Packed& packed, Arena& arena, float* images) con
     const float *weights = packed.weights[i].data(), *bias = packed.bias[i].data();
     switch (op.kind) {
       case OpKind::conv:
-        kernels_.conv({in, out, residual, weights, bias, op.window, op.low, op.high});
+        (packed.winograd[i] ? kernels_.winograd : kernels_.conv)(
+            {in, out, residual, weights, bias, op.window, op.low, op.high, arena.scratch.data()});
         break;
       case OpKind::depthwise:
-        kernels_.depthwise({in, out, residual, weights, bias, op.window, op.low, op.high});
+        kernels_.depthwise({in, out, residual, weights, bias, op.window, op.low, op.high, nullptr});
         break;
       case OpKind::max_pool:
         kernels_.max_pool({in, out, op.window, op.count_padding});
@@ -213,19 +241,16 @@ const float* Program::run(const Packed& packed, Arena& arena, float* images) con
       case OpKind::avg_pool:
         kernels_.avg_pool({in, out, op.window, op.count_padding});
         break;
-      case OpKind::affine: {
-        const bool identity = weights_[i].empty();
-        kernels_.affine({in, out, identity ? nullptr : weights, identity ? nullptr : bias, residual,
-                         op.low, op.high});
+      case OpKind::affine:
+        kernels_.affine({in, out, weights, bias, residual, op.low, op.high});
         break;
-      }
       case OpKind::select:
         kernels_.select(
             {in, out, packed.sources[i].data(), op.window.stride_h, op.window.stride_w});
         break;
     }
   }
-  return tensor(ops_.back().output).data;
+  return tensor(ops_.back().output);
 }
 
 }  // namespace rlal

@@ -48,6 +48,7 @@ class Buffer {
 // The compact weights and channel counts of one sub-network.
 struct Packed {
   std::vector<int> channels;                  // per tensor
+  std::vector<bool> winograd;                 // per op: computed so
   std::vector<std::vector<float>> weights;    // per op
   std::vector<std::vector<float>> bias;       // per op
   std::vector<std::vector<int32_t>> sources;  // per op, select only
@@ -57,6 +58,7 @@ struct Packed {
 // overlap; only interiors are ever written, so the zero borders stay zero.
 struct Arena {
   std::vector<Buffer> slots;
+  Buffer scratch;
 };
 
 class Program {
@@ -77,8 +79,9 @@ class Program {
   Packed pack(const uint8_t* kept_classes) const;
   Arena make_arena() const;
 
-  // images: one block in the input's layout. Returns the logits [outputs][lanes] inside the arena.
-  const float* run(const Packed& packed, Arena& arena, float* images) const;
+  // images: one block in the input's layout. Returns the logits, a view into the arena of 1 x 1
+  // images.
+  View run(const Packed& packed, Arena& arena, float* images) const;
 
   int64_t block_floats() const;  // floats of one block of images
   View view(int tensor, float* base,
@@ -92,7 +95,7 @@ class Program {
   int64_t weight_size(int op) const;
   std::vector<int> kept_of(int tensor, const uint8_t* kept_classes) const;
   void pack_conv(int op, const std::vector<int>& out, const std::vector<int>& in,
-                 std::vector<float>* to) const;
+                 Packed* packed) const;
   void pack_op(int op, const std::vector<std::vector<int>>& kept, Packed* packed) const;
 
   std::vector<TensorSpec> tensors_;
@@ -102,6 +105,7 @@ class Program {
   std::vector<int> slot_of_;  // per tensor, -1 for the images
   std::vector<Slot> slots_;
   std::vector<std::vector<float>> weights_, bias_;  // per op, full
+  std::vector<std::vector<float>> winograd_;        // per op, full, [36][out][in]; empty: not so
 };
 
 }  // namespace rlal

@@ -3,4 +3,6 @@
 #define RLAL_LANES 16
 #define RLAL_TILE_CHANNELS 6
 #define RLAL_TILE_PIXELS 4
+#define RLAL_WINOGRAD_CHANNELS 6
+#define RLAL_WINOGRAD_TILES 4
 #include "cpu/kernels.inl"

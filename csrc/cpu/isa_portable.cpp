@@ -3,4 +3,6 @@
 #define RLAL_LANES 4
 #define RLAL_TILE_CHANNELS 4
 #define RLAL_TILE_PIXELS 3
+#define RLAL_WINOGRAD_CHANNELS 6
+#define RLAL_WINOGRAD_TILES 2
 #include "cpu/kernels.inl"

@@ -163,6 +163,8 @@ void depthwise(const ConvArgs& a) {
   }
 }
 
+#include "cpu/winograd.inl"
+
 template <bool MAX>
 void pool(const PoolArgs& a) {
   const Window& w = a.window;
@@ -199,8 +201,7 @@ void pool(const PoolArgs& a) {
 void affine(const AffineArgs& a) {
   const Vec low = broadcast(a.low), high = broadcast(a.high);
   for (int c = 0; c < a.out.channels; ++c) {
-    const Vec scale = broadcast(a.scale ? a.scale[c] : 1.0f),
-              shift = broadcast(a.shift ? a.shift[c] : 0.0f);
+    const Vec scale = broadcast(a.scale[c]), shift = broadcast(a.shift[c]);
     for (int y = 0; y < a.out.height; ++y) {
       const Vec* in = vectors(a.in.data) + c * a.in.channel_stride + y * a.in.row_stride;
       const int64_t offset = c * a.out.channel_stride + y * a.out.row_stride;
@@ -250,9 +251,19 @@ void store_images(const View& v, float* images, int64_t image_stride, int count)
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {RLAL_ISA_NAME, kLanes,      RLAL_TILE_CHANNELS, conv,
-                       depthwise,     pool<true>,  pool<false>,        affine,
-                       select,        load_images, store_images};
+const Kernels table = {RLAL_ISA_NAME,
+                       kLanes,
+                       RLAL_TILE_CHANNELS,
+                       RLAL_WINOGRAD_CHANNELS,
+                       conv,
+                       winograd,
+                       depthwise,
+                       pool<true>,
+                       pool<false>,
+                       affine,
+                       select,
+                       load_images,
+                       store_images};
 
 }  // namespace RLAL_ISA
 }  // namespace rlal

@@ -1,0 +1,54 @@
+#include "core/winograd.h"
+
+namespace rlal {
+namespace {
+
+constexpr int kTilesAtMost = 4;
+
+// Vector operations per tile: 36 products per pair of channels against 16 x 9; the transforms cost
+// about 126 per input and 150 per output channel, and half as much again in cache traffic.
+constexpr double kProduct = 36, kDirect = 144, kInput = 190, kOutput = 225;
+
+// G of F(4, 3) for the points 0, 1, -1, 2, -2 and infinity.
+constexpr double kG[6][3] = {{1.0 / 4, 0, 0},
+                             {-1.0 / 6, -1.0 / 6, -1.0 / 6},
+                             {-1.0 / 6, 1.0 / 6, -1.0 / 6},
+                             {1.0 / 24, 1.0 / 12, 1.0 / 6},
+                             {1.0 / 24, -1.0 / 12, 1.0 / 6},
+                             {0, 0, 1}};
+
+}  // namespace
+
+bool winograd_applies(const Window& w, int out_height, int out_width) {
+  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_h == 1 &&
+         w.pad_w == 1 && w.dilation_h == 1 && w.dilation_w == 1 && out_height % 4 == 0 &&
+         out_width % 4 == 0;
+}
+
+bool winograd_pays(int in_channels, int out_channels) {
+  const double pairs = static_cast<double>(in_channels) * out_channels;
+  return kProduct * pairs + kInput * in_channels + kOutput * out_channels < kDirect * pairs;
+}
+
+std::vector<float> winograd_weights(const std::vector<float>& weights, int64_t filters) {
+  std::vector<float> transformed(kWinogradPositions * filters);
+  for (int64_t f = 0; f < filters; ++f) {
+    const float* g = &weights[f * 9];
+    double half[6][3];
+    for (int i = 0; i < 6; ++i)
+      for (int j = 0; j < 3; ++j)
+        half[i][j] = kG[i][0] * g[j] + kG[i][1] * g[3 + j] + kG[i][2] * g[6 + j];
+    for (int i = 0; i < 6; ++i)
+      for (int j = 0; j < 6; ++j)
+        transformed[(i * 6 + j) * filters + f] = static_cast<float>(
+            half[i][0] * kG[j][0] + half[i][1] * kG[j][1] + half[i][2] * kG[j][2]);
+  }
+  return transformed;
+}
+
+int64_t winograd_scratch(int in_channels, int out_channels, int lanes) {
+  const int64_t planes = static_cast<int64_t>(in_channels + out_channels) * kTilesAtMost + 2;
+  return kWinogradPositions * planes * lanes;
+}
+
+}  // namespace rlal
