@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # these know torch alone
     "models": set(),
     "data": set(),
-    "tracing": set(),
+    "aten": set(),
+    "tracing": {"aten"},
     "importance": set(),
     "replay": set(),
     "mlp": set(),
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "env": {"agents", "flops", "graph", "replay", "subnet"},
     "structures": {"env", "graph", "subnet"},
     # the loop
+    "joint_config": {"agents", "environment_model", "weights"},
     "finetune": {"compaction", "data", "metrics", "weights"},
 }
 FREE = {"errors", "_version"}

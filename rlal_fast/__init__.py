@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from rlal_fast.evaluator import Evaluator
     from rlal_fast.flops import Budget, count_macs
     from rlal_fast.graph import PrunableGraph
+    from rlal_fast.joint_config import JointConfig
     from rlal_fast.kernels import build_info
     from rlal_fast.subnet import Subnet
-    from rlal_fast.trainer import JointConfig, JointResult, JointTrainer
+    from rlal_fast.trainer import JointResult, JointTrainer
 
 _HOMES = {
     "PrunableGraph": "rlal_fast.graph",
@@ -30,7 +31,7 @@ _HOMES = {
     "Budget": "rlal_fast.flops",
     "count_macs": "rlal_fast.flops",
     "ImageData": "rlal_fast.data",
-    "JointConfig": "rlal_fast.trainer",
+    "JointConfig": "rlal_fast.joint_config",
     "JointResult": "rlal_fast.trainer",
     "JointTrainer": "rlal_fast.trainer",
     "compact": "rlal_fast.compaction",

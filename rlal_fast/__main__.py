@@ -20,18 +20,25 @@ from rlal_fast.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rlal_fast.data import ImageData
-    from rlal_fast.trainer import JointConfig
+    from rlal_fast.joint_config import JointConfig
 
 Settings = dict[str, Any]
 _PATHS = ("data_dir", "init")
 _DIGITS_EPOCHS, _EPOCHS = 24, 200
 _NOT_SETTINGS = ("out", "resume", "quiet")  # said anew at each call
+_MOST_THREADS = 1024
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="rlal")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train a convolutional network and prune it at the same time."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -139,7 +146,7 @@ def run(
     """
     if resume is not None:
         _refuse_settings(context)
-        folder = RunFolder.open(resume)
+        folder = _open(resume)
         if folder.finished:
             click.echo(f"{folder.path} is finished: see {folder.path / 'report.html'}")
             return
@@ -149,6 +156,17 @@ def run(
     folder = RunFolder.create(out, _plain(settings))
     with folder.lock():
         _run_job(folder, folder.config, quiet, new=True)
+
+
+def _open(path: str) -> RunFolder:
+    folder = RunFolder.open(path)
+    missing = {str(p.name) for p in run.params} - set(_NOT_SETTINGS) - set(folder.config)
+    if missing:
+        raise InputError(
+            f"{folder.config_path} lacks {', '.join(sorted(missing))}: it was edited, or is of "
+            "another version of rlal_fast"
+        )
+    return folder
 
 
 def _refuse_settings(context: click.Context) -> None:
@@ -204,13 +222,12 @@ def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> N
                 on_epoch=display.on_epoch,
                 on_batch=display.on_batch,
             )
-    except InputError:
+    except Exception:
         if new:
             folder.discard()  # nothing was done yet: the same --out can be asked for again
         raise
-    display.console.print(
-        f"run folder: {folder.path}  (interrupted? rlal run --resume {folder.path})"
-    )
+    again = shlex.join(["rlal", "run", "--resume", str(folder.path)])
+    display.console.print(f"run folder: {folder.path}  (interrupted? {again})")
     with display:
         result = trainer.fit()
     compaction.save(result.network, folder.model_dir)
@@ -224,14 +241,15 @@ def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> N
 
 def _joint_config(settings: Settings) -> JointConfig:
     from rlal_fast.agents import SACConfig
-    from rlal_fast.trainer import JointConfig
+    from rlal_fast.joint_config import JointConfig
     from rlal_fast.weights import WeightsConfig
 
     presets = {"default": SACConfig, "paper": SACConfig.paper}
     if settings["preset"] not in presets:
         raise InputError(f"unknown preset {settings['preset']!r}: known are {', '.join(presets)}")
-    if settings["threads"] is not None and settings["threads"] < 1:
-        raise InputError(f"threads={settings['threads']} must be at least 1")
+    threads = settings["threads"]
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise InputError(f"threads={threads} must be in 1..{_MOST_THREADS}")
     import dataclasses
 
     names = {field.name for field in dataclasses.fields(JointConfig)} & set(settings)
@@ -288,7 +306,9 @@ def flops(
     from rlal_fast import models
     from rlal_fast.graph import PrunableGraph
 
-    size = image_size or (224 if arch.startswith("torchvision/") else 32)
+    size = (224 if arch.startswith("torchvision/") else 32) if image_size is None else image_size
+    if size < 1:
+        raise InputError(f"image_size={size} must be at least 1")
     model = models.create(arch, num_classes, in_channels).eval()
     example = torch.zeros(1, in_channels, size, size)
     graph = PrunableGraph.trace(model, example, groups=groups, include=include, exclude=exclude)
@@ -309,7 +329,7 @@ def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
     """Measure accuracy and latency of a finished run's compact network."""
     if min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, not {min(batch_sizes)}")
-    found = RunFolder.open(folder)
+    found = _open(folder)
     if not found.finished:
         raise InputError(f"{folder} is not finished: go on with it by `rlal run --resume {folder}`")
     from rlal_fast import compaction

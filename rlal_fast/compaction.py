@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,10 @@ class CompactNetwork(nn.Module):
 
     def _step(self, step: dict[str, Any], inputs: Sequence[Any]) -> Tensor:
         op, x = step["op"], inputs[0]
-        if op in ("conv", "linear", "batch_norm", "dropout"):
+        if op in ("conv", "linear", "batch_norm"):
             return self.get_submodule(step["name"])(x)
+        if op == "dropout":
+            return F.dropout(x, step["p"], self.training)
         if op == "relu":
             return F.relu(x)
         if op == "relu6":
@@ -108,16 +111,20 @@ def compact(model: nn.Module, subnet: Subnet) -> CompactNetwork:
         weights are copies.
 
     Raises:
-        InputError: the model lacks a weight that the graph names.
+        InputError: the model lacks a weight that the graph names, or has it in another shape.
     """
     graph, state = subnet.graph, model.state_dict()
+    traced = graph.model.state_dict()
     kept = graph.kept_positions(subnet)
     network = CompactNetwork(_spec(graph, kept), _metadata(graph, subnet))
     cut: dict[str, Tensor] = {}
     for node in graph.nodes:
         for role, name in node.params.items():
-            if name not in state:
-                raise InputError(f"the model has no {name}: it is not the network that was traced")
+            if name not in state or state[name].shape != traced[name].shape:
+                raise InputError(
+                    f"the model has no {name} of shape {tuple(traced[name].shape)}: it is not the "
+                    "network that was traced"
+                )
             rows = torch.from_numpy(kept[node.index]).to(state[name].device)
             tensor = state[name].detach()[rows]
             if (
@@ -157,6 +164,8 @@ def save(
         "operations": network.spec,
     }
     text = json.dumps(description, indent=1, allow_nan=False)
+    # lists of numbers on one line each: a person may want to read the widths
+    text = re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     write_atomically(folder / _WEIGHTS_FILE, safetensors.torch.save(tensors))
     write_atomically(folder / _SPEC_FILE, text.encode())
 
@@ -170,26 +179,27 @@ def load(path: str | os.PathLike[str]) -> CompactNetwork:
     folder = Path(path)
     try:
         description = json.loads((folder / _SPEC_FILE).read_text())
+        if description["format"] != _FORMAT:
+            raise InputError(
+                f"the network in {folder} has format {description['format']!r}, not {_FORMAT}: "
+                "read it with the version of rlal_fast that wrote it"
+            )
         spec, metadata = description["operations"], description["metadata"]
-        known = description["format"] == _FORMAT
         tensors = safetensors.torch.load_file(folder / _WEIGHTS_FILE)
     except OSError as error:
         raise InputError(
             f"{folder} holds no saved network ({error}): give the folder that rlal_fast.save wrote"
         ) from error
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"the saved network in {folder} is damaged: {error!r}") from error
-    if not known:
-        raise InputError(
-            f"the network in {folder} has format {description['format']}, not {_FORMAT}: "
-            "read it with the version of rlal_fast that wrote it"
-        )
     try:
         network = CompactNetwork(spec, metadata)
-        floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-        _load(network.to(floating), tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"the saved network in {folder} is damaged: {error}") from error
+        _load(network, tensors)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the saved network in {folder} is damaged: {reason}") from error
     return network.eval()
 
 
@@ -215,7 +225,7 @@ def load_full(model: nn.Module, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise InputError(f"cannot read the weights {file}: {error}") from error
     except Exception as error:  # the readers raise many types, all about this file
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
             f"the weights {file} do not fit {type(model).__name__}: {reason}"
         ) from error
@@ -227,8 +237,9 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def _load(network: CompactNetwork, tensors: dict[str, Tensor]) -> None:
-    first = next(iter(tensors.values()))
-    network.to(device=first.device, dtype=first.dtype if first.is_floating_point() else None)
+    floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    if floating:
+        network.to(floating[0].device, floating[0].dtype)
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
@@ -282,7 +293,7 @@ def _layer(step: dict[str, Any]) -> nn.Module | None:
         return nn.Linear(step["in_channels"], step["out_channels"], step["bias"])
     if step["op"] == "batch_norm":
         return nn.BatchNorm2d(step["out_channels"], step["eps"], step["momentum"])
-    return nn.Dropout(step["p"]) if step["op"] == "dropout" else None
+    return None
 
 
 def _pool_arguments(step: dict[str, Any]) -> dict[str, Any]:

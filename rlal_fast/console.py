@@ -27,7 +27,10 @@ class Display:
     """
 
     def __init__(self, quiet: bool, epochs: int, finetune_epochs: int) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        # no markup, no emoji: a path with [..] or :..: in it is shown as it is
+        self.console = Console(
+            quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
         self._epochs = {"joint": epochs, "finetune": finetune_epochs}
         self._bar: Progress | None = None
         if self.console.is_terminal and not quiet:

@@ -132,7 +132,10 @@ def _column(array: NDArray[np.float32], group: int) -> Tensor:
 
 
 def _static_features(graph: PrunableGraph) -> NDArray[np.float32]:
-    """[G, len(STATIC_FEATURES)], each relative to the network's largest (method.md §3)."""
+    """[G, len(STATIC_FEATURES)], each relative to the network's own largest value (method.md §3).
+
+    All but the kind: it means the same in a network that lacks another kind (method.md §10).
+    """
     groups, macs = graph.groups, graph.group_macs()
     rows = []
     for group, cost in zip(groups, macs, strict=True):
@@ -152,14 +155,16 @@ def _static_features(graph: PrunableGraph) -> NDArray[np.float32]:
             ]
         )
     features = np.array(rows, dtype=np.float64).reshape(len(groups), len(STATIC_FEATURES))
-    return (features / np.maximum(features.max(axis=0, initial=1e-9), 1e-9)).astype(np.float32)
+    largest = np.maximum(features.max(axis=0, initial=1e-9), 1e-9)
+    largest[STATIC_FEATURES.index("kind")] = 1.0
+    return (features / largest).astype(np.float32)
 
 
 def _kind(group: Group) -> float:
-    """0: convolution, 1: convolution whose channels a depthwise one then filters, 2: linear."""
+    """0: convolution, 1/2: convolution whose channels a depthwise one then filters, 1: linear."""
     if group.layers[0].op == "linear":
-        return 2.0
-    return 1.0 if any(node.attrs.get("depthwise", False) for node in group.layers) else 0.0
+        return 1.0
+    return 0.5 if any(node.attrs.get("depthwise", False) for node in group.layers) else 0.0
 
 
 def _parameters(graph: PrunableGraph, group: Group) -> int:

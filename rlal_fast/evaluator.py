@@ -153,8 +153,12 @@ class _TorchBackend:
         self._state: dict[str, Tensor] = {}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        # a copy, as the native backend makes one: later training must not change what is evaluated
-        self._state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        # a float32 copy, as the native backend makes one: later training must not change what is
+        # evaluated, and a model in another precision is scored on the same images
+        self._state = {
+            name: tensor.detach().to("cpu", torch.float32, copy=True)
+            for name, tensor in state.items()
+        }
 
     def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
         hits = [int((self.logits(s).argmax(1) == self._labels).sum()) for s in subnets]

@@ -74,7 +74,8 @@ class CostTable:
     def macs(self, widths: ArrayLike) -> IntArray:
         """MACs int64 [...] of widths [..., G]."""
         checked = check_widths(widths, self.full_widths)
-        flat = np.ascontiguousarray(checked.reshape(-1, len(self.full_widths)))
+        rows = math.prod(checked.shape[:-1])  # not -1: a network may have no groups
+        flat = np.ascontiguousarray(checked.reshape(rows, len(self.full_widths)))
         return np.asarray(self.native.count(flat)).reshape(checked.shape[:-1])
 
 
@@ -135,7 +136,7 @@ class Budget:
         least = int(cost.macs(self.min_widths)) if len(self.full_widths) else self.macs_full
         if least > self.macs:
             # rounded down, so that the number printed can itself be asked for
-            reach = math.floor((1 - least / self.macs_full) * 10000) / 10000
+            reach = (self.macs_full - least) * 10000 // self.macs_full / 10000
             raise InputError(
                 f"pruned_flops={pruned_flops} cannot be reached: with a_max={a_max}, "
                 f"min_width={min_width}, round_to={round_to} the range is 0 to {reach:.4f}"
@@ -168,24 +169,19 @@ class Budget:
         """Widths [P] for pruning ratios [P]: floor, round, then bound, in this order."""
         full = int(self.full_widths[group])
         exact = full - np.floor(np.clip(ratios, 0.0, 1.0) * full + 1e-6)
-        rounded = np.round(exact / self.round_to) * self.round_to
-        return np.clip(np.minimum(rounded, full).astype(np.int64), low, high)
+        rounded = np.minimum(np.round(exact / self.round_to) * self.round_to, full)
+        # the full width is allowed too, also where it is no multiple: a ratio of 0 removes nothing
+        nearest = np.where(full - exact < np.abs(rounded - exact), full, rounded)
+        return np.clip(nearest.astype(np.int64), low, high)
 
     def uniform_ratio(self) -> float:
         """The smallest ratio (to 1e-4) that, given to all groups, meets the budget; else a_max."""
-        for step in range(10000):
-            ratio = np.array([step / 10000])
-            if ratio[0] > self.a_max:
-                break
-            widths = [
-                self.width(
-                    ratio,
-                    group,
-                    self.min_widths[group : group + 1],
-                    self.full_widths[group : group + 1],
-                )[0]
-                for group in range(len(self.full_widths))
-            ]
-            if int(self.cost.macs(np.array(widths))) <= self.macs:
-                return step / 10000
-        return self.a_max
+        ratios = np.arange(10000) / 10000
+        ratios = ratios[ratios <= self.a_max]
+        widths = np.empty((len(ratios), len(self.full_widths)), dtype=np.int64)
+        for group in range(len(self.full_widths)):
+            only = slice(group, group + 1)
+            low, high = self.min_widths[only], self.full_widths[only]
+            widths[:, group] = self.width(ratios, group, low, high)
+        fitting = np.flatnonzero(self.cost.macs(widths) <= self.macs)
+        return float(ratios[fitting[0]]) if len(fitting) else self.a_max

@@ -138,6 +138,10 @@ class PrunableGraph:
     def subnets(self, widths: ArrayLike, importance: str = "l1") -> list[Subnet]:
         """`subnet` for many width vectors [S, G]; the channels are ranked once."""
         checked = check_widths(widths, self.full_widths)
+        if checked.ndim != 2:
+            raise InputError(
+                f"widths of a sub-network are one row, these have {checked.ndim - 1} axes"
+            )
         scores = self.importance(importance)
         return [
             Subnet(self, tuple(most_important(s, int(w)) for s, w in zip(scores, row, strict=True)))
@@ -306,20 +310,22 @@ def _named(
     exclude: Sequence[str],
 ) -> list[Group]:
     groups: list[Group] = []
-    used: dict[str, int] = {}
+    names: list[str] = []
     for layers, classes in found:
-        name = layers[0].name
-        used[name] = used.get(name, 0) + 1
-        name = name if used[name] == 1 else f"{name}#{used[name]}"
+        first = layers[0].name
+        same = 1 + sum(other.partition("#")[0] == first for other in names)
+        name = first if same == 1 else f"{first}#{same}"
+        names.append(name)
         wanted = not include or any(fnmatch(name, pattern) for pattern in include)
         if not wanted or any(fnmatch(name, pattern) for pattern in exclude):
             continue
         members = tuple(_members(nodes, positions, classes))
         groups.append(Group(len(groups), name, len(classes), classes, tuple(layers), members))
     for pattern in (*include, *exclude):
-        if not any(fnmatch(layers[0].name, pattern) for layers, _ in found):
-            known = ", ".join(layers[0].name for layers, _ in found)
-            raise InputError(f"pattern {pattern!r} matches no group; groups are {known}")
+        if not any(fnmatch(name, pattern) for name in names):
+            raise InputError(
+                f"pattern {pattern!r} matches no group; groups are {', '.join(names) or 'none'}"
+            )
     return groups
 
 

@@ -30,10 +30,23 @@ def measure(
     Returns:
         {network name: {batch size as a string: milliseconds}}.
     """
-    modes = {name: network.training for name, network in networks.items()}
-    result: dict[str, dict[str, float]] = {name: {} for name in networks}
+    modes = [(module, module.training) for n in networks.values() for module in n.modules()]
     for network in networks.values():
         network.eval()
+    try:
+        return _measure(networks, image_shape, batch_sizes, seconds)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _measure(
+    networks: Mapping[str, nn.Module],
+    image_shape: Sequence[int],
+    batch_sizes: Sequence[int],
+    seconds: float,
+) -> dict[str, dict[str, float]]:
+    result: dict[str, dict[str, float]] = {name: {} for name in networks}
     for batch_size in batch_sizes:
         images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
         times: dict[str, list[float]] = {name: [] for name in networks}
@@ -47,6 +60,4 @@ def measure(
                 times[name].append(1000 * (time.perf_counter() - start))
         for name, values in times.items():
             result[name][str(batch_size)] = round(statistics.median(values), 4)
-    for name, network in networks.items():
-        network.train(modes[name])
     return result

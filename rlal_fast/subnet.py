@@ -78,12 +78,13 @@ def check_kept(kept: list[ArrayLike], full_widths: IntArray) -> tuple[IntArray, 
         raise InputError(f"kept names {len(kept)} groups, the network has {len(full_widths)}")
     checked = []
     for group, (indices, full) in enumerate(zip(kept, full_widths, strict=True)):
-        array = np.asarray(indices, dtype=np.int64)
-        in_range = array.ndim == 1 and len(array) > 0 and array[0] >= 0 and array[-1] < full
-        if not in_range or (np.diff(array) <= 0).any():
+        array = np.asarray(indices)
+        integers = array.ndim == 1 and len(array) > 0 and array.dtype.kind in "iu"
+        in_range = integers and array[0] >= 0 and array[-1] < full
+        if not in_range or (np.diff(array.astype(np.int64)) <= 0).any():
             raise InputError(
                 f"kept channels of group {group} must be ascending indices in 0..{full - 1}, "
                 f"not {indices!r}"
             )
-        checked.append(array)
+        checked.append(array.astype(np.int64))
     return tuple(checked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +13,16 @@ from torch import nn
 
 from rlal_fast import agents, checkpoint, finetune
 from rlal_fast._version import __version__
-from rlal_fast.agents import SACConfig
 from rlal_fast.alignment import AlignmentPenalty
 from rlal_fast.compaction import CompactNetwork, compact, parameter_count
 from rlal_fast.data import ImageData
 from rlal_fast.env import PruningEnv, Rollout
-from rlal_fast.environment_model import EnvironmentModel, EnvironmentModelConfig
+from rlal_fast.environment_model import EnvironmentModel
 from rlal_fast.errors import InputError
 from rlal_fast.evaluator import Evaluator
 from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
+from rlal_fast.joint_config import JointConfig
 from rlal_fast.latency import measure
 from rlal_fast.metrics import MetricsLog, Record
 from rlal_fast.replay import ReplayBuffer
@@ -31,103 +31,7 @@ from rlal_fast.run_folder import RunFolder
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.structures import Structures
 from rlal_fast.subnet import Subnet
-from rlal_fast.weights import EpochResult, WeightsConfig, WeightTrainer, accuracy
-
-
-@dataclass(frozen=True)
-class JointConfig:
-    """Settings of a joint run; None means the default named beside it (method.md §2, §4).
-
-    Raises:
-        InputError: a setting that cannot work (named).
-    """
-
-    epochs: int = 200
-    """E: epochs that train the weights. 0: the weights stay as they are, only search."""
-    episodes_per_epoch: int = 10  # P
-    pruned_flops: float = 0.5
-    search_epochs: int | None = None
-    """Epochs after those that only search. None: 0, or 20 if epochs is 0."""
-    warmup_epochs: int | None = None  # weights only; None: 5 % of epochs, at most 10
-    random_epochs: int | None = None  # random episodes; None: 5 % of all epochs, at most 10
-    finetune_epochs: int | None = None  # None: max(1, epochs / 4)
-    finetune_lr: float = 0.01
-    alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
-    beta: float = 1e-4
-    epoch_embedding: bool = True  # False: no z, the ablation "w/o EE"
-    agent: str = "sac"
-    agent_updates: int | None = None  # per epoch; None: one per transition of an epoch
-    a_max: float = 0.8
-    min_width: int = 1
-    round_to: int = 1
-    groups: str = "internal"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    importance: str = "l1"
-    structures: int = 8  # best structures that are evaluated again each epoch
-    evaluator: str = "auto"
-    seed: int = 0
-    weights: WeightsConfig = field(default_factory=WeightsConfig)
-    sac: SACConfig = field(default_factory=SACConfig)
-    environment: EnvironmentModelConfig = field(default_factory=EnvironmentModelConfig)
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 0),
-            ("episodes_per_epoch", 1),
-            ("structures", 1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
-        optional = (
-            "search_epochs",
-            "warmup_epochs",
-            "random_epochs",
-            "finetune_epochs",
-            "agent_updates",
-        )
-        for name in optional:
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise InputError(f"{name}={value} must be at least 0")
-        if self.finetune_lr <= 0 or self.beta < 0:
-            raise InputError(
-                f"finetune_lr={self.finetune_lr} must be positive, beta={self.beta} at least 0"
-            )
-        if self.warmup >= self.total_epochs:
-            raise InputError(
-                f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for "
-                "episodes"
-            )
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs that train and epochs that only search."""
-        default = 20 if self.epochs == 0 else 0
-        return self.epochs + (default if self.search_epochs is None else self.search_epochs)
-
-    @property
-    def warmup(self) -> int:
-        default = min(10, round(0.05 * self.epochs))
-        return default if self.warmup_epochs is None else self.warmup_epochs
-
-    @property
-    def random(self) -> int:
-        default = min(10, round(0.05 * self.total_epochs))
-        return default if self.random_epochs is None else self.random_epochs
-
-    @property
-    def finetune(self) -> int:
-        return max(1, self.epochs // 4) if self.finetune_epochs is None else self.finetune_epochs
-
-    def phase(self, epoch: int) -> str:
-        """ "warmup", "random", "policy" or (weights stand still) "search"."""
-        if epoch < self.warmup:
-            return "warmup"
-        if epoch < self.warmup + self.random:
-            return "random"
-        return "policy" if epoch < self.epochs else "search"
+from rlal_fast.weights import EpochResult, WeightTrainer, accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +117,7 @@ class JointTrainer:
             )
         if not self.graph.groups:
             raise InputError("the network has no group that can be pruned; try groups='all'")
+        self.graph.importance(self.config.importance)  # what cannot rank it fails now, not later
 
     def _make_learners(self) -> None:
         config, groups, size = self.config, len(self.graph.groups), PruningEnv.state_size
@@ -261,7 +166,8 @@ class JointTrainer:
         if phase != "warmup":
             with self._timed("episodes"):
                 rollout = self._walk(epoch, phase)
-                self.structures.reevaluate(self.evaluator)
+                if trained is not None:  # else the weights, and so the rewards, are the same
+                    self.structures.reevaluate(self.evaluator)
                 self.structures.offer(rollout.subnets, rollout.rewards)
             with self._timed("agent"):
                 learned = self._learn(epoch)
@@ -398,7 +304,12 @@ class JointTrainer:
     def _restore(self, joint: dict[str, Any]) -> None:
         self.epoch, self.episodes = joint["epoch"], joint["episodes"]
         self.seconds = dict(joint["seconds"])
-        self.model.load_state_dict(joint["model"])
+        try:
+            self.model.load_state_dict(joint["model"])
+        except RuntimeError as error:
+            raise InputError(
+                f"the run's checkpoint does not fit {self.arch}: go on with the network it began with"
+            ) from error
         self.weights.optimizer.load_state_dict(joint["optimizer"])
         self.agent.load_state_dict(joint["agent"])
         if self.environment:

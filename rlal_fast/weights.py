@@ -95,6 +95,9 @@ class WeightTrainer:
             epoch: which of the `epochs`, from 0.
             penalty: the alignment term, if there is a structure yet.
             on_batch: told (batches done, batches in all).
+
+        Raises:
+            InputError: the training diverged.
         """
         batches = self.data.train_batch_count(self.config.batch_size)
         total_steps = self.epochs * batches
@@ -114,6 +117,7 @@ class WeightTrainer:
                 if on_batch is not None:
                     on_batch(step + 1, batches)
         self.model.eval()
+        self._check_weights()  # no loss has seen the last step
         loss, pushed, hits = (sums / count).tolist()
         return EpochResult(loss, pushed, hits, first_lr)
 
@@ -128,12 +132,17 @@ class WeightTrainer:
         (loss + beta * pushed).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss became {loss.item()}: lower the learning rate (now {self.config.lr})"
-            )
+            raise self._diverged(f"the loss became {loss.item()}")
         hits = (logits.detach().argmax(1) == labels).sum()
         means = torch.stack([loss.detach(), pushed.detach()]).double() * len(labels)
         return torch.cat([means, hits.double()[None]])
+
+    def _check_weights(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self._diverged("a weight is no longer a finite number")
+
+    def _diverged(self, what: str) -> InputError:
+        return InputError(f"{what}: lower the learning rate (now {self.config.lr})")
 
     def _set_lr(self, step: int, total: int) -> float:
         lr = 0.5 * self.config.lr * (1 + math.cos(math.pi * step / max(1, total)))

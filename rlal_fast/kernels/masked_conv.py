@@ -127,19 +127,20 @@ def _array(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else tuple(value)
-    if min(first, second) < (0 if name == "padding" else 1):
-        raise InputError(
-            f"{name} must be {'at least 0' if name == 'padding' else 'at least 1'}, not {value}"
-        )
-    return first, second
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    least = 0 if name == "padding" else 1
+    if len(pair) != 2 or min(pair) < least:
+        raise InputError(f"{name} must be one or two integers of at least {least}, not {value}")
+    return pair[0], pair[1]
 
 
 def _indices(name: str, kept: ArrayLike | Tensor) -> Tensor:
-    indices = torch.as_tensor(np.asarray(kept)).to(torch.int64)
-    if indices.ndim != 1 or not len(indices) or bool((indices.diff() <= 0).any()) or indices[0] < 0:
-        raise InputError(f"{name} must be ascending channel indices, at least one, not {kept!r}")
-    return indices.contiguous()
+    given = np.asarray(kept)
+    indices = given.astype(np.int64) if given.dtype.kind in "iu" else np.empty(0)  # no bool mask
+    if indices.ndim != 1 or not len(indices) or (np.diff(indices) <= 0).any() or indices[0] < 0:
+        shown = " ".join(repr(kept).split())[:80]
+        raise InputError(f"{name} must be ascending channel indices, at least one, not {shown}")
+    return torch.from_numpy(indices)
 
 
 def _check(
@@ -158,6 +159,8 @@ def _check(
             f"x and weight must have four axes, not {tuple(x.shape)}, {tuple(weight.shape)}"
         )
     outputs, inputs = weight.shape[0], weight.shape[1]
+    if groups < 1:
+        raise InputError(f"groups must be 1 or the output channels ({outputs}), not {groups}")
     if bias is not None and tuple(bias.shape) != (outputs,):
         raise InputError(f"bias must have shape ({outputs},), not {tuple(bias.shape)}")
     if groups > 1:

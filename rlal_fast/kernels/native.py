@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlal_fast._version import __version__
+from rlal_fast.errors import InputError
 
 _INSTALL = "run `pip install .` in the checkout (needs a C++17 compiler)"
 
@@ -78,6 +79,7 @@ def extension() -> Extension:
     Raises:
         ImportError: it is not installed, or it was built from another version of the sources; the
             message says what to do.
+        InputError: the environment variable RLAL_FAST_ISA names a set that cannot run here.
     """
     try:
         module: Any = import_module("_rlal_fast")
@@ -90,6 +92,10 @@ def extension() -> Extension:
             f"rlal_fast is version {__version__}, its compiled part {module.version()}: {_INSTALL}"
         )
     loaded: Extension = module
+    try:
+        loaded.build_info()
+    except ValueError as error:  # RLAL_FAST_ISA
+        raise InputError(str(error)) from error
     return loaded
 
 
@@ -98,6 +104,6 @@ def build_info() -> dict[str, Any]:
 
     Raises:
         ImportError: there is no extension.
-        ValueError: the environment variable RLAL_FAST_ISA names a set that cannot run here.
+        InputError: the environment variable RLAL_FAST_ISA names a set that cannot run here.
     """
     return extension().build_info()

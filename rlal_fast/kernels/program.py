@@ -8,7 +8,7 @@ of its own, so every traced network has a program.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rlal_fast.tracing import Node
 
 _ACTIVATIONS = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
 _NO_ACTIVATION = (-float("inf"), float("inf"))
-_TRANSPARENT = ("dropout", "flatten")  # the same numbers in the same places
+_TRANSPARENT = ("dropout", "flatten")  # the same numbers in the same places, see _rearranging
 
 
 @dataclass
@@ -61,8 +61,8 @@ class NativeProgram:
     def __init__(
         self, nodes: Sequence[Node], positions: Sequence[NDArray[np.int64]], class_count: int
     ) -> None:
-        self._nodes = nodes
-        self._chains = _fuse(nodes)
+        self._nodes = _rearranging(nodes)
+        self._chains = _fuse(self._nodes)
         self._tensor_of: dict[int, int] = {}  # node -> native tensor
         tensors = self._tensors(positions)
         ops = [self._lower(chain) for chain in self._chains]
@@ -115,13 +115,15 @@ class NativeProgram:
         for node in chain.nodes:
             if node.op in _ACTIVATIONS:
                 op.low, op.high = _ACTIVATIONS[node.op]
-        if first.op in ("conv", "linear"):
+        if first.op in ("conv", "linear", "rearrange"):
             op.kind = "depthwise" if first.attrs.get("depthwise", False) else "conv"
             op.window = self._window(first)
         elif first.op in ("max_pool", "avg_pool", "global_pool"):
             op.kind = "max_pool" if first.op == "max_pool" else "avg_pool"
             op.window = self._window(first)
-            op.count_padding = bool(first.attrs.get("count_include_pad", False))
+            # without padding torch counts the pixels that are there, also at a ceil_mode edge
+            counted = first.attrs.get("count_include_pad", False)
+            op.count_padding = bool(counted and any(first.attrs["padding"]))
         elif first.op in ("subsample", "pad_channels"):
             op.kind = "select"
             for node in chain.nodes:
@@ -142,12 +144,41 @@ class NativeProgram:
         return [*size, 1, 1, 0, 0, 1, 1]
 
 
-def _fuse(nodes: Sequence[Node]) -> list[_Fused]:
-    """Partitions the nodes into chains, in an order in which every chain's inputs come first."""
+def _readers(nodes: Sequence[Node]) -> dict[int, list[Node]]:
     readers: dict[int, list[Node]] = {node.index: [] for node in nodes}
     for node in nodes:
         for source in node.inputs:
             readers[source].append(node)
+    return readers
+
+
+def _rearranging(nodes: Sequence[Node]) -> list[Node]:
+    """A flatten of whole images that others than linear layers read becomes an operation.
+
+    A linear layer reads the pixels where they are; every other reader wants one value per channel.
+    Such networks are rare: the operation is a convolution by the identity.
+    """
+    readers = _readers(nodes)
+
+    def only_linear(node: Node) -> bool:
+        return bool(readers[node.index]) and all(
+            reader.op == "linear" or (reader.op == "dropout" and only_linear(reader))
+            for reader in readers[node.index]
+        )
+
+    return [
+        replace(node, op="rearrange")
+        if node.op == "flatten"
+        and nodes[node.inputs[0]].shape[1:] != (1, 1)
+        and not only_linear(node)
+        else node
+        for node in nodes
+    ]
+
+
+def _fuse(nodes: Sequence[Node]) -> list[_Fused]:
+    """Partitions the nodes into chains, in an order in which every chain's inputs come first."""
+    readers = _readers(nodes)
     layers = [node for node in nodes if node.op in ("conv", "linear")]
     # Layers first, the last ones before the others: an addition joins the later of its two
     # operands, whose other operand is then complete.
@@ -191,6 +222,11 @@ def _fold(chain: _Fused, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] |
     """Weight and bias of a chain with its batch norm folded in, computed in double precision."""
     first = chain.nodes[0]
     norm = next((node for node in chain.nodes if node.op == "batch_norm"), None)
+    width = first.shape[0]
+    if first.op == "rearrange":
+        return torch.eye(width), torch.zeros(width)
+    if first.op in ("add", *_ACTIVATIONS):
+        return torch.ones(width), torch.zeros(width)
     if first.op not in ("conv", "linear", "batch_norm"):
         return None
     if first.op == "batch_norm":

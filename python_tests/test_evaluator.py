@@ -1,0 +1,324 @@
+"""Evaluator: both backends against the plain module, in float64, with zeros as pruned channels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rlal_fast as rf
+
+ISAS = rf.build_info()["isas"]
+IMAGES = 5
+
+
+class Net(nn.Module):
+    """A network in one expression: `forward` gets the network and the images."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs, outputs, kernel, padding=settings.pop("padding", kernel // 2), **settings
+    )
+
+
+def vgg() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 8), (8, 11), (11, 16)):
+        layers += [conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(16 * 2 * 1, 20), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(20, 7))
+
+
+def pooled(pool: nn.Module, features: int, **settings: Any) -> nn.Module:
+    """conv -> pool -> relu -> linear on 11x7 images."""
+    stem = conv(3, 6, **settings)
+    return nn.Sequential(stem, pool, nn.ReLU(), nn.Flatten(), nn.Linear(features, 5))
+
+
+def late_operand() -> nn.Module:
+    """x is added, read by another layer afterwards, and added once more at the end."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = F.relu(n.a(x))
+        y = F.relu(n.b(x) + x)
+        z = F.relu6(n.c(y) + n.d(x))
+        return n.fc((z + x + y).mean((2, 3)))
+
+    layers = {name: conv(6, 6) for name in "bcd"}
+    return Net(run, a=conv(3, 6), **layers, fc=nn.Linear(6, 4))
+
+
+def pre_activation() -> nn.Module:
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = n.stem(x)
+        x = x + n.b(F.relu(n.bn2(n.a(F.relu(n.bn1(x))))))
+        return n.fc(F.relu(n.last(x)).mean((2, 3)))
+
+    norms = {"bn1": nn.BatchNorm2d(6), "bn2": nn.BatchNorm2d(9), "last": nn.BatchNorm2d(6)}
+    return Net(run, stem=conv(3, 6), a=conv(6, 9), b=conv(9, 6), **norms, fc=nn.Linear(6, 4))
+
+
+def twice(n: Any, x: Tensor) -> Tensor:
+    x = n.a(x)
+    x = F.relu(x + x)
+    x = n.drop(n.b(x))
+    return n.fc((x + x).flatten(1))
+
+
+def shared_pool(n: Any, x: Tensor) -> Tensor:
+    """The addition's later operand is a pool, so the earlier convolution takes the addition."""
+    return n.fc((n.a(x) + F.max_pool2d(n.b(x), 3, 1, 1)).mean((2, 3)))
+
+
+def tiled() -> nn.Module:
+    """3x3 convolutions of many channel counts on images of whole 4x4 tiles."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = F.relu(n.bn(n.a(x)))
+        x = F.relu6(n.c(n.b(x)) + x)
+        return n.fc(n.d(F.max_pool2d(x, (1, 2))).mean((2, 3)))
+
+    layers = {"a": conv(3, 13), "b": conv(13, 34), "c": conv(34, 13), "d": conv(13, 7)}
+    return Net(run, **layers, bn=nn.BatchNorm2d(13), fc=nn.Linear(7, 4))
+
+
+def two_heads(n: Any, x: Tensor) -> Tensor:
+    x = F.relu(n.a(x)).flatten(1)
+    return n.one(x) + n.two(x)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "resnet8": (lambda: rf.models.create("resnet8", 10), (3, 9, 13)),
+    "resnet8 down to 1x1": (lambda: rf.models.create("resnet8", 10), (3, 4, 4)),
+    "resnet20 digits": (lambda: rf.models.create("resnet20", 10, in_channels=1), (1, 8, 8)),
+    "mobilenet_v1": (lambda: rf.models.create("mobilenet_v1", 10), (3, 11, 8)),
+    "mobilenet_v2": (lambda: rf.models.create("mobilenet_v2", 10), (3, 8, 11)),
+    "torchvision": (lambda: rf.models.create("torchvision/resnet18", 12), (3, 64, 72)),
+    "vgg": (vgg, (3, 17, 11)),
+    "4x4 tiles": (tiled, (3, 12, 40)),
+    "one row of 4x4 tiles": (tiled, (3, 4, 24)),
+    "one column of 4x4 tiles": (tiled, (3, 20, 8)),
+    "avg_pool": (lambda: pooled(nn.AvgPool2d(2), 6 * 5 * 3), (3, 11, 7)),
+    "avg_pool ceil": (lambda: pooled(nn.AvgPool2d(2, ceil_mode=True), 6 * 6 * 4), (3, 11, 7)),
+    "avg_pool padded": (lambda: pooled(nn.AvgPool2d(3, 2, 1), 6 * 6 * 4), (3, 11, 7)),
+    "avg_pool padded, ceil, uncounted": (
+        lambda: pooled(nn.AvgPool2d((4, 3), 3, 1, True, False), 6 * 4 * 3),
+        (3, 11, 7),
+    ),
+    "max_pool overlapping": (lambda: pooled(nn.MaxPool2d(3, 2), 6 * 5 * 3), (3, 11, 7)),
+    "max_pool ceil": (lambda: pooled(nn.MaxPool2d(2, 2, 0, 1, False, True), 144), (3, 11, 7)),
+    "max_pool padded, ceil": (
+        lambda: pooled(nn.MaxPool2d((3, 5), (3, 2), (1, 2), ceil_mode=True), 6 * 4 * 4),
+        (3, 11, 7),
+    ),
+    "adaptive pool": (lambda: pooled(nn.AdaptiveAvgPool2d((2, 7)), 84, stride=(1, 1)), (3, 10, 7)),
+    "pre-activation": (pre_activation, (3, 7, 5)),
+    "x + x": (
+        lambda: Net(twice, a=conv(3, 6), b=conv(6, 5), drop=nn.Dropout(), fc=nn.Linear(60, 4)),
+        (3, 4, 3),
+    ),
+    "operand read later": (late_operand, (3, 6, 7)),
+    "adds a pool": (
+        lambda: Net(shared_pool, a=conv(3, 6), b=conv(3, 6), fc=nn.Linear(6, 4)),
+        (3, 6, 7),
+    ),
+    "adds the images": (
+        lambda: Net(lambda n, x: n.fc((x + n.a(x)).flatten(1)), a=conv(3, 3), fc=nn.Linear(75, 4)),
+        (3, 5, 5),
+    ),
+    "two heads on 1x1": (
+        lambda: Net(two_heads, a=conv(3, 8), one=nn.Linear(8, 4), two=nn.Linear(8, 4)),
+        (3, 1, 1),
+    ),
+    "relu after flatten": (
+        lambda: nn.Sequential(conv(3, 6), nn.Flatten(), nn.ReLU(), nn.Linear(6 * 20, 4)),
+        (3, 5, 4),
+    ),
+    "flatten at the end": (lambda: nn.Sequential(conv(3, 6), conv(6, 2), nn.Flatten()), (3, 3, 2)),
+    "dilated, dense kernels": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 5, (1, 7), (1, 2), (0, 3)),
+            nn.ReLU6(),
+            nn.Conv2d(5, 9, (5, 2), dilation=(2, 3), padding=4),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(9, 4),
+        ),
+        (3, 7, 11),
+    ),
+}
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Biases and batch norms that are far from the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 3)  # type: ignore[arg-type]
+    return model.eval()
+
+
+@cache
+def traced(name: str, groups: str = "all") -> rf.PrunableGraph:
+    torch.manual_seed(1)
+    make, shape = NETWORKS[name]
+    return rf.PrunableGraph.trace(randomised(make()), torch.randn(1, *shape), groups=groups)
+
+
+def images_for(graph: rf.PrunableGraph, count: int = IMAGES) -> tuple[Tensor, Tensor]:
+    return (
+        torch.randn(count, *graph.nodes[0].shape),
+        torch.randint(graph.nodes[-1].shape[0], (count,)),
+    )
+
+
+def random_subnet(graph: rf.PrunableGraph, rng: np.random.Generator) -> rf.Subnet:
+    """Random widths and, other than `graph.subnet`, random channels."""
+    return graph.subnet_of(
+        [np.sort(rng.permutation(w)[: rng.integers(1, w + 1)]) for w in graph.full_widths]
+    )
+
+
+def hostile_subnets(graph: rf.PrunableGraph) -> list[rf.Subnet]:
+    rng = np.random.default_rng(0)
+    last = graph.subnet_of([[w - 1] for w in graph.full_widths])
+    narrow = graph.subnet(np.ones_like(graph.full_widths))
+    return [graph.full_subnet(), narrow, last, random_subnet(graph, rng), random_subnet(graph, rng)]
+
+
+@torch.no_grad()
+def truth(model: nn.Module, subnet: rf.Subnet, images: Tensor) -> Tensor:
+    """Logits of the whole module in float64, with zeros in all that makes a pruned channel."""
+    zeroed = copy.deepcopy(model).double().eval()
+    state = zeroed.state_dict()
+    for group, kept in zip(subnet.graph.groups, subnet.kept, strict=True):
+        for member in group.members:
+            state[member.tensor][np.delete(member.rows, kept, axis=0).reshape(-1)] = 0
+    return zeroed(images.double())
+
+
+def assert_logits(result: Tensor, expected: Tensor) -> None:
+    assert result.shape == expected.shape
+    assert result.dtype == torch.float32
+    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    assert float((result.double() - expected).abs().max()) <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("groups", ["internal", "all"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_backends_equal_the_module_with_zeroed_channels(name: str, groups: str) -> None:
+    graph = traced(name, groups)
+    images, labels = images_for(graph, 3 if name == "torchvision" else IMAGES)
+    native = rf.Evaluator(graph, images, labels, "native")
+    twin = rf.Evaluator(graph, images, labels, "torch")
+    subnets = hostile_subnets(graph)
+    expected = [truth(graph.model, subnet, images) for subnet in subnets]
+    for subnet, logits in zip(subnets, expected, strict=True):
+        assert_logits(native.logits(subnet), logits)
+        assert_logits(twin.logits(subnet), logits)
+    hits = [float((logits.argmax(1) == labels).double().mean()) for logits in expected]
+    assert native.accuracies(subnets).tolist() == hits
+    assert twin.accuracies(subnets).tolist() == hits
+    if groups == "all" and len(graph.groups):  # or nothing would have been pruned above
+        assert any(not torch.equal(expected[0], other) for other in expected[1:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet8",
+        "mobilenet_v2",
+        "4x4 tiles",
+        "one column of 4x4 tiles",
+        "avg_pool ceil",
+        "max_pool padded, ceil",
+        "pre-activation",
+    ],
+)
+def test_every_instruction_set(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAL_FAST_ISA", isa)
+    graph = traced(name)
+    images, labels = images_for(graph, 17)
+    evaluator = rf.Evaluator(graph, images, labels, "native")
+    assert evaluator.description == f"native {isa}"
+    for subnet in hostile_subnets(graph):
+        assert_logits(evaluator.logits(subnet), truth(graph.model, subnet, images))
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAL_FAST_ISA", "sse9")
+    graph = traced("resnet8")
+    for backend in ("native", "auto"):  # no silent fallback
+        with pytest.raises(ValueError, match=r"'sse9' \(RLAL_FAST_ISA\).*portable"):
+            rf.Evaluator(graph, *images_for(graph), backend)
+
+
+def test_any_number_of_images() -> None:
+    graph = traced("resnet8")
+    images, labels = images_for(graph, 33)
+    subnets = hostile_subnets(graph)
+    expected = truth(graph.model, subnets[3], images)
+    whole = rf.Evaluator(graph, images, labels, "native").logits(subnets[3])
+    for count, backend in ((c, b) for c in (1, 15, 16, 17, 33) for b in ("native", "torch")):
+        evaluator = rf.Evaluator(graph, images[:count], labels[:count], backend)
+        assert len(evaluator) == count
+        logits = evaluator.logits(subnets[3])
+        assert_logits(logits, expected[:count])
+        assert backend == "torch" or torch.equal(logits, whole[:count])
+        hits = expected[:count].argmax(1) == labels[:count]
+        assert evaluator.accuracies(subnets)[3] == pytest.approx(float(hits.double().mean()))
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_no_images_have_logits_but_no_accuracy(backend: str) -> None:
+    graph = traced("resnet8")
+    evaluator = rf.Evaluator(graph, *images_for(graph, 0), backend)
+    assert evaluator.logits(graph.full_subnet()).shape == (0, 10)
+    with pytest.raises(rf.InputError, match="at least one image"):
+        evaluator.accuracies([graph.full_subnet()])
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_many_subnets_in_one_call_equal_single_calls(backend: str) -> None:
+    graph, rng = traced("resnet8"), np.random.default_rng(3)
+    evaluator = rf.Evaluator(graph, *images_for(graph, 21), backend)
+    subnets = [random_subnet(graph, rng) for _ in range(37)]  # the native call packs 16 at a time
+    together = evaluator.accuracies(subnets)
+    assert together.dtype == np.float64
+    assert together.tolist() == [float(evaluator.accuracies([s])[0]) for s in subnets]
+    assert len(set(together.tolist())) > 2
+    assert evaluator.accuracies([]).shape == (0,)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    graph, rng = traced("operand read later"), np.random.default_rng(4)
+    subnets = [random_subnet(graph, rng) for _ in range(20)]
+    images, labels = images_for(graph, 50)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        evaluator = rf.Evaluator(graph, images, labels, "native")
+        results.append((evaluator.accuracies(subnets), [evaluator.logits(s) for s in subnets]))
+    for accuracies, logits in results[1:]:
+        assert accuracies.tolist() == results[0][0].tolist()
+        assert all(torch.equal(a, b) for a, b in zip(logits, results[0][1], strict=True))

@@ -1,0 +1,94 @@
+"""joint_config.py: the defaults of method.md §2 and what cannot work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rlal_fast.errors import InputError
+from rlal_fast.joint_config import JointConfig
+
+
+def phases(config: JointConfig) -> list[str]:
+    return [config.phase(epoch) for epoch in range(config.total_epochs)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "random", "finetune"),
+    [
+        (1, 0, 0, 1),
+        (7, 0, 0, 1),
+        (20, 1, 1, 5),
+        (100, 5, 5, 25),
+        (200, 10, 10, 50),
+        (400, 10, 10, 100),
+    ],
+)
+def test_phases_by_default(epochs: int, warmup: int, random: int, finetune: int) -> None:
+    config = JointConfig(epochs=epochs)
+    expected = ["warmup"] * warmup + ["random"] * random
+    assert phases(config) == expected + ["policy"] * (epochs - len(expected))
+    assert config.finetune == finetune
+
+
+def test_without_epochs_it_only_searches() -> None:
+    config = JointConfig(epochs=0)
+    assert phases(config) == ["random"] + ["search"] * 19
+    assert phases(JointConfig(epochs=0, search_epochs=3, random_epochs=0)) == ["search"] * 3
+
+
+def test_phases_as_asked() -> None:
+    config = JointConfig(
+        epochs=5, search_epochs=2, warmup_epochs=1, random_epochs=2, finetune_epochs=0
+    )
+    expected = ["warmup", "random", "random", "policy", "policy", "search", "search"]
+    assert phases(config) == expected
+    assert config.finetune == 0
+
+
+def test_the_papers_settings_are_the_defaults() -> None:
+    """method.md §2, §4, §6 to §8."""
+    config = JointConfig()
+    assert (config.episodes_per_epoch, config.beta, config.a_max) == (10, 1e-4, 0.8)
+    weights = config.weights
+    assert (weights.lr, weights.momentum, weights.weight_decay) == (0.1, 0.9, 5e-4)
+    assert (weights.batch_size, config.finetune_lr) == (128, 0.01)
+    assert (config.sac.actor_lr, config.sac.critic_lr, config.sac.alpha) == (1e-4, 1e-3, 0.1)
+    environment = config.environment
+    assert (environment.embedding, environment.hidden, environment.decoder) == (
+        128,
+        128,
+        (300, 300),
+    )
+    assert config.alignment
+    assert config.epoch_embedding
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": -1},
+        {"episodes_per_epoch": 0},
+        {"structures": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"search_epochs": -1},
+        {"warmup_epochs": -1},
+        {"random_epochs": -1},
+        {"finetune_epochs": -1},
+        {"agent_updates": -1},
+        {"finetune_lr": 0.0},
+        {"finetune_lr": float("nan")},
+        {"beta": -1e-9},
+        {"beta": float("nan")},
+        {"warmup_epochs": 200},
+        {"search_epochs": 0, "epochs": 0},
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_work_is_named(settings: dict[str, Any]) -> None:
+    name = next(iter(settings)).removeprefix("search_")
+    with pytest.raises(InputError, match=name) as caught:
+        JointConfig(**settings)
+    assert "\n" not in str(caught.value)

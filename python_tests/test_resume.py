@@ -1,0 +1,250 @@
+"""A run that was stopped at any moment ends as if it had not been (issue part 9)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rlal_fast import checkpoint
+from rlal_fast.__main__ import main
+from rlal_fast.agents import SACConfig
+from rlal_fast.data import ImageData, load
+from rlal_fast.environment_model import EnvironmentModelConfig
+from rlal_fast.errors import InputError
+from rlal_fast.joint_config import JointConfig
+from rlal_fast.metrics import Record
+from rlal_fast.models import create
+from rlal_fast.run_folder import RunFolder
+from rlal_fast.trainer import JointTrainer
+from rlal_fast.weights import WeightsConfig
+
+# -- in one process: every epoch, by an exception --------------------------------------------------
+
+CONFIG = JointConfig(
+    epochs=4,
+    search_epochs=1,
+    warmup_epochs=1,
+    random_epochs=1,
+    episodes_per_epoch=3,
+    finetune_epochs=3,
+    agent_updates=5,
+    structures=3,
+    weights=WeightsConfig(batch_size=64),
+    sac=SACConfig(hidden=(16,)),
+    environment=EnvironmentModelConfig(8, 8, (16,), steps_per_epoch=5),
+)
+STEPS = [("joint", epoch) for epoch in range(5)] + [("finetune", epoch) for epoch in range(3)]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load("digits", train_limit=150)
+
+
+def start(
+    folder: RunFolder, data: ImageData, model_seed: int, stop_at: tuple[str, int]
+) -> list[Record]:
+    """Trains until the record of `stop_at`, which is written down but in no checkpoint yet."""
+    records: list[Record] = []
+
+    def on_epoch(record: Record) -> None:
+        records.append(record)
+        if (record["stage"], record["epoch"]) == stop_at:
+            raise Stopped
+
+    torch.manual_seed(model_seed)
+    trainer = JointTrainer(create("resnet8", 10, 1), data, CONFIG, folder=folder, on_epoch=on_epoch)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    return records
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    return [{key: value for key, value in r.items() if key != "seconds"} for r in records]
+
+
+@pytest.fixture(scope="module")
+def straight(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = RunFolder.create(tmp_path_factory.mktemp("straight") / "run", {})
+    return timeless(start(folder, digits, 3, STEPS[-1])), checkpoint.load(folder)
+
+
+def assert_bit_equal(a: Any, b: Any, place: str = "") -> None:
+    assert type(a) is type(b), place
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), place
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for key in a:
+            if key not in ("seconds", "records"):
+                assert_bit_equal(a[key], b[key], f"{place}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), place
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_bit_equal(x, y, f"{place}[{number}]")
+    else:
+        assert a == b, place
+
+
+@pytest.mark.parametrize("stop_at", STEPS[:-1], ids=lambda step: f"{step[0]}{step[1]}")
+def test_it_goes_on_after_every_epoch(
+    straight: tuple[Any, Any], digits: ImageData, tmp_path: Path, stop_at: tuple[str, int]
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    before = start(folder, digits, 3, stop_at)
+    assert len(folder.read_metrics()) == len(before)
+    # its checkpoint decides, not what the new model starts with; without one it starts again
+    seed = 3 if stop_at == STEPS[0] else 4
+    after = start(folder, digits, seed, STEPS[-1])
+    assert (after[0]["stage"], after[0]["epoch"]) == stop_at  # only that epoch is done again
+    records, state = straight
+    assert timeless(before[:-1] + after) == records
+    assert timeless(folder.read_metrics()) == records
+    assert_bit_equal(checkpoint.load(folder), state)
+
+
+def test_a_checkpoint_of_another_network_is_refused(digits: ImageData, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    start(folder, digits, 3, STEPS[1])
+    other: nn.Module = create("resnet20", 10, 1)
+    with pytest.raises(InputError, match="checkpoint does not fit ResNetCifar") as caught:
+        JointTrainer(other, digits, CONFIG, folder=folder).fit()
+    assert "\n" not in str(caught.value)
+
+
+# -- the command, by SIGKILL -----------------------------------------------------------------------
+
+COMMAND = ["--arch", "resnet8", "--train-limit", "200", "--threads", "1", "--epochs", "3"]
+COMMAND += ["--finetune-epochs", "3", "--episodes-per-epoch", "2", "--batch-size", "32"]
+
+
+@contextmanager
+def rlal(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlal_fast", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def here(*arguments: str | Path) -> tuple[int, str, str]:
+    """The same command without the seconds of a new process: exit status, stdout, stderr."""
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rlal", *map(str, arguments)])
+        with redirect_stdout(output), redirect_stderr(errors):
+            try:
+                main()
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+    return status, output.getvalue(), errors.getvalue()
+
+
+def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def stages(folder: Path) -> list[str]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["stage"] for line in lines]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    report = json.loads((folder / "report.json").read_text())
+    for name in ("seconds", "latency_ms", "command"):
+        assert report.pop(name)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    files = ["model/weights.safetensors", "model/network.json", "full.safetensors"]
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    return {"report": report, "metrics": timeless(metrics), **digests}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def kill(folder: Path, reached: Callable[[], bool], *arguments: str | Path) -> None:
+    """SIGKILL as soon as the command has `reached` a place, before the run's end."""
+    with rlal("run", *arguments, "-q") as process:
+        wait_for(process, reached)
+        process.send_signal(signal.SIGKILL)
+        assert process.communicate(timeout=60)[1] == ""
+    assert not (folder / "report.json").exists()
+
+
+def test_killed_and_killed_again_it_ends_the_same(tmp_path: Path) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert here("run", *COMMAND, "--out", straight, "-q")[::2] == (0, "")
+
+    # before the first checkpoint: most likely torch is being imported
+    kill(broken, (broken / "config.yaml").exists, *COMMAND, "--out", broken)
+    assert sorted(os.listdir(broken)) == [".lock", "config.yaml"]
+    kill(broken, lambda: "joint" in stages(broken), "--resume", broken)
+    kill(broken, lambda: "finetune" in stages(broken), "--resume", broken)
+
+    assert here("run", "--resume", broken, "-q")[::2] == (0, "")
+    assert outcome(broken) == outcome(straight)
+    assert stages(broken) == ["joint"] * 3 + ["finetune"] * 3
+    (broken / "report.json").unlink()  # as if it was killed just before it wrote the last file
+    assert here("run", "--resume", broken, "-q")[::2] == (0, "")
+    assert outcome(broken) == outcome(straight)
+
+    before = snapshot(broken)
+    status, output, errors = here("run", "--resume", broken)
+    assert (status, errors) == (0, "")
+    assert "is finished" in output
+    assert snapshot(broken) == before
+
+
+def test_a_run_has_one_process_and_ends_by_ctrl_c(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with rlal("run", *COMMAND, "--out", folder) as process:
+        wait_for(process, (folder / "metrics.jsonl").exists)
+        status, output, errors = here("run", "--resume", folder)
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert f"in use by another process (pid {process.pid})" in errors
+        status, output, errors = here("run", *COMMAND, "--out", folder)
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert "holds another run" in errors
+        assert (folder / "config.yaml").exists()  # refusing has not discarded the other's folder
+        wait_for(process, lambda: "joint" in stages(folder))
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; `rlal run --resume FOLDER` goes on from the last epoch"

@@ -1,0 +1,108 @@
+"""JointConfig: the settings of a joint run, and what follows from them epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlal_fast.agents import SACConfig
+from rlal_fast.environment_model import EnvironmentModelConfig
+from rlal_fast.errors import InputError
+from rlal_fast.weights import WeightsConfig
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Settings of a joint run; None means the default named beside it (method.md §2, §4).
+
+    Raises:
+        InputError: a setting that cannot work (named).
+    """
+
+    epochs: int = 200
+    """E: epochs that train the weights. 0: the weights stay as they are, only search."""
+    episodes_per_epoch: int = 10  # P
+    pruned_flops: float = 0.5
+    search_epochs: int | None = None
+    """Epochs after those that only search. None: 0, or 20 if epochs is 0."""
+    warmup_epochs: int | None = None  # weights only; None: 5 % of epochs, at most 10
+    random_epochs: int | None = None  # random episodes; None: 5 % of all epochs, at most 10
+    finetune_epochs: int | None = None  # None: max(1, epochs / 4)
+    finetune_lr: float = 0.01
+    alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
+    beta: float = 1e-4
+    epoch_embedding: bool = True  # False: no z, the ablation "w/o EE"
+    agent: str = "sac"
+    agent_updates: int | None = None  # per epoch; None: one per transition of an epoch
+    a_max: float = 0.8
+    min_width: int = 1
+    round_to: int = 1
+    groups: str = "internal"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    importance: str = "l1"
+    structures: int = 8  # best structures that are evaluated again each epoch
+    evaluator: str = "auto"
+    seed: int = 0
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    environment: EnvironmentModelConfig = field(default_factory=EnvironmentModelConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 0),
+            ("episodes_per_epoch", 1),
+            ("structures", 1),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
+        optional = (
+            "search_epochs",
+            "warmup_epochs",
+            "random_epochs",
+            "finetune_epochs",
+            "agent_updates",
+        )
+        for name in optional:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name}={value} must be at least 0")
+        if not (self.finetune_lr > 0 and self.beta >= 0):  # nan is neither
+            raise InputError(
+                f"finetune_lr={self.finetune_lr} must be positive, beta={self.beta} at least 0"
+            )
+        if self.seed >= 2**63:
+            raise InputError(f"seed={self.seed} must be below 2**63, as torch's generators ask")
+        if self.warmup >= self.total_epochs:
+            raise InputError(
+                f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for "
+                "episodes"
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that train and epochs that only search."""
+        default = 20 if self.epochs == 0 else 0
+        return self.epochs + (default if self.search_epochs is None else self.search_epochs)
+
+    @property
+    def warmup(self) -> int:
+        default = min(10, round(0.05 * self.epochs))
+        return default if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def random(self) -> int:
+        default = min(10, round(0.05 * self.total_epochs))
+        return default if self.random_epochs is None else self.random_epochs
+
+    @property
+    def finetune(self) -> int:
+        return max(1, self.epochs // 4) if self.finetune_epochs is None else self.finetune_epochs
+
+    def phase(self, epoch: int) -> str:
+        """ "warmup", "random", "policy" or (weights stand still) "search"."""
+        if epoch < self.warmup:
+            return "warmup"
+        if epoch < self.warmup + self.random:
+            return "random"
+        return "policy" if epoch < self.epochs else "search"
