@@ -19,7 +19,7 @@ from rlal_fast.kernels import reference
 IntArray = NDArray[np.int64]
 SETTINGS = [  # a_max, min_width, round_to
     (0.8, 1, 1),
-    (0.5, 3, 1),
+    (0.57, 3, 1),  # 0.57 * 100 is less than 57 in doubles
     (0.8, 1, 8),
     (0.9, 6, 4),
     (1.0, 1, 1),
@@ -315,3 +315,8 @@ def test_the_uniform_ratio_is_the_smallest_that_meets_the_budget(
 
     assert macs(step) <= budget.macs
     assert step == 0 or macs(step - 1) > budget.macs
+
+
+def test_the_uniform_ratio_does_not_exceed_a_max() -> None:
+    third = 1 / 3  # not a multiple of 1e-4: no smaller one removes a channel of three
+    assert Budget(line(3), third, a_max=third).uniform_ratio() == third

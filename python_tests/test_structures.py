@@ -100,6 +100,14 @@ def test_among_equals_the_older_stays(graph: PrunableGraph) -> None:
     assert firsts(structures) == [2, 4]
 
 
+def test_among_many_equals_the_order_stays(graph: PrunableGraph) -> None:
+    """More than the 16 up to which an unstable sort is stable by accident."""
+    structures = Structures(30)
+    subnets = [graph.subnet([a, b]) for b in range(1, 6) for a in range(1, 8)]
+    offer(structures, subnets, *(float(i % 2) for i in range(35)))
+    assert structures.subnets == [*subnets[1::2], *subnets[::2]][:30]
+
+
 def test_channel_indices_stay_while_the_weights_move(graph: PrunableGraph) -> None:
     structures = Structures(1)
     offer(structures, [graph.subnet([3, 2])], 0.5)

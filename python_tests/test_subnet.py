@@ -98,6 +98,10 @@ def test_among_equals_the_earlier_channel_stays() -> None:
     expected = [[1], [1, 3], [0, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
     for width, indices in enumerate(expected, start=1):
         assert most_important(scores, width).tolist() == indices
+    many = np.arange(1280) % 3 == 0  # long enough for a sort that would shuffle equals
+    assert most_important(many.astype(np.float64), 500).tolist() == sorted(
+        [*range(0, 1280, 3), *[c for c in range(1280) if c % 3][: 500 - 427]]
+    )
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,17 @@ def functional_norm() -> dict[str, Tensor]:
     }
 
 
+class NormThenConv(nn.Conv2d):
+    """A layer with another one inside, which runs first."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.relu(self.norm(x)))
+
+
 def relu_then_read_again(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     y += net.b(y)
@@ -136,6 +147,7 @@ SUPPORTED: dict[str, Callable[[], nn.Module]] = {
         a=conv(),
         **functional_norm(),
     ),
+    "layer-inside-a-layer": lambda: around(NormThenConv()),
     "two-functional-convs-of-one-module": lambda: Net(
         lambda net, x: pooled(F.conv2d(F.conv2d(x, net.weight, padding=1), net.other)),
         weight=nn.Parameter(torch.randn(5, 3, 3, 3)),
@@ -278,6 +290,8 @@ def tied() -> Net:
     return Net(lambda net, x: pooled(net.b(net.a(x))), a=first, b=second)
 
 
+ONES = torch.ones(4, 8, 8)
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "cat": (
         lambda: around(Net(lambda net, x: torch.cat([x, x], 1))),
@@ -342,7 +356,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "base-changed": (
         lambda: Net(view_read_after_its_base_changed, a=conv(), b=conv(7, 7)), "view is read later"
     ),
-    "constant": (lambda: one(lambda y: pooled(y + torch.ones(4, 8, 8))), "uses a constant tensor"),
+    "constant": (lambda: one(lambda y: pooled(y + ONES)), "uses a constant tensor"),
+    "made-inside": (lambda: one(lambda y: pooled(y + torch.ones(4, 8, 8))), r"aten\.ones\.default"),
     "two-outputs": (lambda: one(lambda y: (pooled(y), pooled(y))), "must return one tensor"),
     "no-output": (lambda: one(lambda y: None), "must return logits .N, classes., not None"),
     "image-output": (lambda: one(lambda y: y), r"not of shape \(4, 8, 8\) per image"),

@@ -116,7 +116,6 @@ def compact(model: nn.Module, subnet: Subnet) -> CompactNetwork:
     graph, state = subnet.graph, model.state_dict()
     traced = graph.model.state_dict()
     kept = graph.kept_positions(subnet)
-    network = CompactNetwork(_spec(graph, kept), _metadata(graph, subnet))
     cut: dict[str, Tensor] = {}
     for node in graph.nodes:
         for role, name in node.params.items():
@@ -133,8 +132,8 @@ def compact(model: nn.Module, subnet: Subnet) -> CompactNetwork:
                 and not node.attrs.get("depthwise")
             ):
                 tensor = tensor[:, torch.from_numpy(kept[node.inputs[0]]).to(tensor.device)]
-            cut[f"{node.name}.{_SAVED_ROLES[role]}"] = tensor.clone()
-    _load(network, cut)
+            cut[f"{node.name}.{_SAVED_ROLES[role]}"] = tensor.contiguous()
+    network = _build(_spec(graph, kept), _metadata(graph, subnet), cut)
     return network.train(model.training)
 
 
@@ -195,8 +194,7 @@ def load(path: str | os.PathLike[str]) -> CompactNetwork:
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"the saved network in {folder} is damaged: {error!r}") from error
     try:
-        network = CompactNetwork(spec, metadata)
-        _load(network, tensors)
+        network = _build(spec, metadata, tensors)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the saved network in {folder} is damaged: {reason}") from error
@@ -236,14 +234,22 @@ def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _load(network: CompactNetwork, tensors: dict[str, Tensor]) -> None:
-    floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
-    if floating:
-        network.to(floating[0].device, floating[0].dtype)
-    missing, unexpected = network.load_state_dict(tensors, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
+def _build(spec: Spec, metadata: Mapping[str, Any], tensors: dict[str, Tensor]) -> CompactNetwork:
+    """A network that holds `tensors` themselves: nothing is initialised, no random number drawn."""
+    with torch.device("meta"):
+        network = CompactNetwork(spec, metadata)
+    device = next((tensor.device for tensor in tensors.values()), None)
+    for name, buffer in network.named_buffers():
+        if name.endswith("num_batches_tracked") and name not in tensors:
+            tensors[name] = torch.zeros_like(buffer, device=device)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != given:
+        missing = {name: shape for name, shape in expected.items() if given.get(name) != shape}
+        unexpected = {name: shape for name, shape in given.items() if expected.get(name) != shape}
         raise KeyError(f"tensors missing: {missing}, unexpected: {unexpected}")
+    network.load_state_dict(tensors, assign=True)
+    return network
 
 
 def _spec(graph: PrunableGraph, kept: Sequence[np.ndarray]) -> Spec:
@@ -312,4 +318,7 @@ def _add_at(root: nn.Module, name: str, layer: nn.Module) -> None:
         if not hasattr(root, parent):
             root.add_module(parent, nn.Module())
         root = root.get_submodule(parent)
+    if last in root._modules:  # a layer inside this one came first
+        for child_name, child in root.get_submodule(last).named_children():
+            layer.add_module(child_name, child)
     root.add_module(last, layer)

@@ -308,7 +308,8 @@ class JointTrainer:
             self.model.load_state_dict(joint["model"])
         except RuntimeError as error:
             raise InputError(
-                f"the run's checkpoint does not fit {self.arch}: go on with the network it began with"
+                f"the run's checkpoint does not fit {self.arch}: "
+                "go on with the network it began with"
             ) from error
         self.weights.optimizer.load_state_dict(joint["optimizer"])
         self.agent.load_state_dict(joint["agent"])
