@@ -63,7 +63,7 @@ class Torch:
     ) -> None:
         self.name, self.prepare = name, prepare
         self.batches = list(zip(images.split(batch), labels.split(batch), strict=True))
-        self.count = len(labels)
+        self.count, self.first = len(labels), images[:_CHECKED]
 
     @torch.no_grad()
     def accuracies(self, subnets: list[Subnet]) -> list[float]:
@@ -76,7 +76,7 @@ class Torch:
 
     @torch.no_grad()
     def logits(self, subnet: Subnet) -> Tensor:
-        return self.prepare(subnet)(self.batches[0][0])[:_CHECKED]
+        return self.prepare(subnet)(self.first)
 
 
 def masked(model: nn.Module) -> Callable[[Subnet], nn.Module]:

@@ -19,8 +19,10 @@ from rlal_fast.errors import InputError
 from rlal_fast.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from rlal_fast.console import Display
     from rlal_fast.data import ImageData
     from rlal_fast.joint_config import JointConfig
+    from rlal_fast.trainer import JointTrainer
 
 Settings = dict[str, Any]
 _PATHS = ("data_dir", "init")
@@ -195,33 +197,11 @@ def _plain(settings: Settings) -> Settings:
 def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> None:
     import dataclasses
 
-    import torch
-
-    from rlal_fast import compaction, models, report
-    from rlal_fast.console import Display, summary
-    from rlal_fast.seeds import derived_seed
-    from rlal_fast.trainer import JointTrainer
+    from rlal_fast import compaction, report
+    from rlal_fast.console import summary
 
     try:
-        config = _joint_config(settings)
-        if settings["threads"] is not None:
-            torch.set_num_threads(settings["threads"])
-        display = Display(quiet, config.total_epochs, config.finetune)
-        with display:
-            data = _load_data(settings, display.on_decode)
-            torch.manual_seed(derived_seed(config.seed, "model"))
-            model = models.create(settings["arch"], data.num_classes, data.image_shape[0])
-            if settings["init"] is not None:
-                compaction.load_full(model, settings["init"])
-            trainer = JointTrainer(
-                model,
-                data,
-                config,
-                folder=folder,
-                arch=settings["arch"],
-                on_epoch=display.on_epoch,
-                on_batch=display.on_batch,
-            )
+        trainer, display = _prepare(folder, settings, quiet)
     except Exception:
         if new:
             folder.discard()  # nothing was done yet: the same --out can be asked for again
@@ -231,12 +211,43 @@ def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> N
     with display:
         result = trainer.fit()
     compaction.save(result.network, folder.model_dir)
-    compaction.save_full(model, folder.path / "full.safetensors")
+    compaction.save_full(trainer.model, folder.path / "full.safetensors")
     finished = dataclasses.replace(result.report, command=settings["command"])
     report.write(finished, result.metrics, folder.path)
     display.console.quiet = False
     display.console.print(summary(finished))
     display.console.print(f"report: {folder.path / 'report.html'}   network: {folder.model_dir}")
+
+
+def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointTrainer, Display]:
+    """Everything that can be refused, before anything is trained."""
+    import torch
+
+    from rlal_fast import checkpoint, compaction, models
+    from rlal_fast.console import Display
+    from rlal_fast.seeds import derived_seed
+    from rlal_fast.trainer import JointTrainer
+
+    config = _joint_config(settings)
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
+    display = Display(quiet, config.total_epochs, config.finetune)
+    with display:
+        data = _load_data(settings, display.on_decode)
+        torch.manual_seed(derived_seed(config.seed, "model"))
+        model = models.create(settings["arch"], data.num_classes, data.image_shape[0])
+        if settings["init"] is not None and not checkpoint.exists(folder):
+            compaction.load_full(model, settings["init"])
+        trainer = JointTrainer(
+            model,
+            data,
+            config,
+            folder=folder,
+            arch=settings["arch"],
+            on_epoch=display.on_epoch,
+            on_batch=display.on_batch,
+        )
+    return trainer, display
 
 
 def _joint_config(settings: Settings) -> JointConfig:

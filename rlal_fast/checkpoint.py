@@ -23,6 +23,11 @@ def save(folder: RunFolder, state: dict[str, Any]) -> None:
     folder.write_atomically(folder.checkpoint_dir / _FILE, lambda file: torch.save(content, file))
 
 
+def exists(folder: RunFolder) -> bool:
+    """Whether the run has finished an epoch, and so goes on from a checkpoint."""
+    return (folder.checkpoint_dir / _FILE).is_file()
+
+
 def load(folder: RunFolder) -> dict[str, Any] | None:
     """The last checkpoint, or None if the run was stopped before its first.
 

@@ -168,7 +168,7 @@ class Budget:
     ) -> IntArray:
         """Widths [P] for pruning ratios [P]: floor, round, then bound, in this order."""
         full = int(self.full_widths[group])
-        exact = full - np.floor(np.clip(ratios, 0.0, 1.0) * full + 1e-6)
+        exact = full - np.floor((np.clip(ratios, 0.0, 1.0) + 1e-7) * full)  # float32 is off by 6e-8
         rounded = np.minimum(np.round(exact / self.round_to) * self.round_to, full)
         # the full width is allowed too, also where it is no multiple: a ratio of 0 removes nothing
         nearest = np.where(full - exact < np.abs(rounded - exact), full, rounded)

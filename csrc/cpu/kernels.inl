@@ -11,6 +11,10 @@ namespace rlal {
 namespace RLAL_ISA {
 namespace {
 
+// Loops over a register tile. Only when they are unrolled early does GCC keep the tile in
+// registers: left alone it writes the finished sums to the stack and copies them from there.
+#define RLAL_UNROLL _Pragma("GCC unroll 16")
+
 constexpr int kLanes = RLAL_LANES;
 typedef float Vec __attribute__((vector_size(RLAL_LANES * sizeof(float)), may_alias));
 
@@ -47,8 +51,11 @@ void conv_tile(const ConvArgs& a, const float* weights, const float* bias, int64
   const Window& w = a.window;
   const int stride = STRIDE ? STRIDE : w.stride_w;
   Vec acc[OC][PX];
-  for (int o = 0; o < OC; ++o)
+  RLAL_UNROLL
+  for (int o = 0; o < OC; ++o) {
+    RLAL_UNROLL
     for (int p = 0; p < PX; ++p) acc[o][p] = broadcast(bias[o]);
+  }
 
   const int64_t start =
       (static_cast<int64_t>(y) * w.stride_h - w.pad_h) * a.in.row_stride + x * w.stride_w - w.pad_w;
@@ -60,9 +67,12 @@ void conv_tile(const ConvArgs& a, const float* weights, const float* bias, int64
       const Vec* pixel = channel + ky * w.dilation_h * a.in.row_stride;
       for (int kx = 0; kx < w.kernel_w; ++kx, pixel += w.dilation_w, tap += OC) {
         Vec in[PX];
+        RLAL_UNROLL
         for (int p = 0; p < PX; ++p) in[p] = pixel[p * stride];
+        RLAL_UNROLL
         for (int o = 0; o < OC; ++o) {
           const Vec weight = broadcast(tap[o]);
+          RLAL_UNROLL
           for (int p = 0; p < PX; ++p) acc[o][p] += weight * in[p];
         }
       }
@@ -70,13 +80,16 @@ void conv_tile(const ConvArgs& a, const float* weights, const float* bias, int64
   }
 
   const Vec low = broadcast(a.low), high = broadcast(a.high);
+  RLAL_UNROLL
   for (int o = 0; o < OC; ++o) {
     const int64_t offset = out_offset + o * a.out.channel_stride + y * a.out.row_stride + x;
     Vec* out = vectors(a.out.data) + offset;
     if (a.residual) {
       const Vec* residual = vectors(a.residual) + offset;
+      RLAL_UNROLL
       for (int p = 0; p < PX; ++p) out[p] = clamp(acc[o][p] + residual[p], low, high);
     } else {
+      RLAL_UNROLL
       for (int p = 0; p < PX; ++p) out[p] = clamp(acc[o][p], low, high);
     }
   }

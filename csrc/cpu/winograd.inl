@@ -49,6 +49,7 @@ void winograd_input(const ConvArgs& a, Vec* to, int64_t stride, int y, int x) {
         const Vec* d = channel + 4 * r * row + i;
         const Six six =
             input_transform(d[0], d[row], d[2 * row], d[3 * row], d[4 * row], d[5 * row]);
+        RLAL_UNROLL
         for (int k = 0; k < 6; ++k) column[k][i] = six.v[k];
       }
       for (int k = 0; k < 6; ++k)
@@ -56,6 +57,7 @@ void winograd_input(const ConvArgs& a, Vec* to, int64_t stride, int y, int x) {
           const Vec* d = &column[k][4 * t];
           const Six six = input_transform(d[0], d[1], d[2], d[3], d[4], d[5]);
           Vec* out = to + k * 6 * stride + c * T + r * ACROSS + t;
+          RLAL_UNROLL
           for (int j = 0; j < 6; ++j) out[j * stride] = six.v[j];
         }
     }
@@ -65,13 +67,19 @@ void winograd_input(const ConvArgs& a, Vec* to, int64_t stride, int y, int x) {
 template <int OC, int T>
 void winograd_product(const float* weights, const Vec* in, int channels, Vec* out) {
   Vec acc[OC][T] = {};
-  for (int c = 0; c < channels; ++c, weights += OC, in += T)
+  for (int c = 0; c < channels; ++c, weights += OC, in += T) {
+    RLAL_UNROLL
     for (int o = 0; o < OC; ++o) {
       const Vec weight = broadcast(weights[o]);
+      RLAL_UNROLL
       for (int t = 0; t < T; ++t) acc[o][t] += weight * in[t];
     }
-  for (int o = 0; o < OC; ++o)
+  }
+  RLAL_UNROLL
+  for (int o = 0; o < OC; ++o) {
+    RLAL_UNROLL
     for (int t = 0; t < T; ++t) out[o * T + t] = acc[o][t];
+  }
 }
 
 template <int OC, int T>
@@ -88,14 +96,17 @@ inline void winograd_part(int size, const float* weights, const Vec* in, int cha
 inline void winograd_output(const ConvArgs& a, const Vec* from, int64_t stride, int channel, int y,
                             int x) {
   Vec rows[4][6];
+  RLAL_UNROLL
   for (int j = 0; j < 6; ++j) {
     const Vec* m = from + j * stride;
     const int64_t s = 6 * stride;
     const Four four = output_transform(m[0], m[s], m[2 * s], m[3 * s], m[4 * s], m[5 * s]);
+    RLAL_UNROLL
     for (int i = 0; i < 4; ++i) rows[i][j] = four.v[i];
   }
   const Vec bias = broadcast(a.bias[channel]), low = broadcast(a.low), high = broadcast(a.high);
   const int64_t first = channel * a.out.channel_stride + 4 * y * a.out.row_stride + 4 * x;
+  RLAL_UNROLL
   for (int i = 0; i < 4; ++i) {
     const Vec* r = rows[i];
     const Four four = output_transform(r[0], r[1], r[2], r[3], r[4], r[5]);
@@ -103,8 +114,10 @@ inline void winograd_output(const ConvArgs& a, const Vec* from, int64_t stride, 
     Vec* out = vectors(a.out.data) + offset;
     if (a.residual) {
       const Vec* residual = vectors(a.residual) + offset;
+      RLAL_UNROLL
       for (int j = 0; j < 4; ++j) out[j] = clamp(four.v[j] + bias + residual[j], low, high);
     } else {
+      RLAL_UNROLL
       for (int j = 0; j < 4; ++j) out[j] = clamp(four.v[j] + bias, low, high);
     }
   }
