@@ -234,7 +234,8 @@ def test_killed_and_killed_again_it_ends_the_same(tmp_path: Path) -> None:
 
 def test_a_run_has_one_process_and_ends_by_ctrl_c(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with rlal("run", *COMMAND, "--out", folder) as process:
+    endless = ["--epochs", "5000"]  # whatever the machine does meanwhile, it is still running
+    with rlal("run", *COMMAND, *endless, "--out", folder) as process:
         wait_for(process, (folder / "metrics.jsonl").exists)
         status, output, errors = here("run", "--resume", folder)
         assert (status, output, errors.count("\n")) == (2, "", 1)
