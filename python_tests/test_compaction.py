@@ -248,3 +248,15 @@ def test_another_architecture_is_refused() -> None:
         rf.compact(network("mobilenet_v2"), subnet)
     with pytest.raises(rf.InputError, match=r"no fc\.weight of shape \(5, 64\)"):
         rf.compact(rf.models.create("resnet8", 3), subnet)
+
+
+def test_a_cumulative_batch_norm_stays_cumulative() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=None), nn.Flatten(), nn.Linear(5, 2)
+    )
+    graph = rf.PrunableGraph.trace(model, torch.zeros(1, 3, 3, 3))
+    small = rf.compact(model, graph.full_subnet()).train()
+    x = torch.randn(64, 3, 3, 3)
+    small(x)
+    expected = F.conv2d(x, model[0].weight, model[0].bias).mean((0, 2, 3))
+    assert torch.allclose(small.get_buffer("1.running_mean"), expected, atol=1e-5)

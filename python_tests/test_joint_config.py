@@ -92,3 +92,19 @@ def test_a_setting_that_cannot_work_is_named(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=name) as caught:
         JointConfig(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"epochs": 2.5}, {"epochs": "3"}, {"alignment": 1}, {"seed": True}, {"agent": 3}],
+    ids=str,
+)
+def test_a_setting_of_another_type_is_named(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(InputError, match=f"{name}=.* must be of type"):
+        JointConfig(**setting)
+
+
+def test_more_episodes_than_a_replay_holds_are_refused() -> None:
+    with pytest.raises(InputError, match="more than 10000000 episodes"):
+        JointConfig(episodes_per_epoch=2_000_000_000)

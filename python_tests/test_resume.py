@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -125,9 +126,28 @@ def test_a_checkpoint_of_another_network_is_refused(digits: ImageData, tmp_path:
     folder = RunFolder.create(tmp_path / "run", {})
     start(folder, digits, 3, STEPS[1])
     other: nn.Module = create("resnet20", 10, 1)
-    with pytest.raises(InputError, match="checkpoint does not fit ResNetCifar") as caught:
+    with pytest.raises(InputError, match=r"was made with full_widths=\[16, 32, 64\]") as caught:
         JointTrainer(other, digits, CONFIG, folder=folder).fit()
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_budget_is_refused(digits: ImageData, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    start(folder, digits, 3, STEPS[1])
+    smaller = dataclasses.replace(CONFIG, pruned_flops=0.6)
+    with pytest.raises(InputError, match=r"pruned_flops=0\.\d+, not 0\.6"):
+        JointTrainer(create("resnet8", 10, 1), digits, smaller, folder=folder).fit()
+
+
+def test_a_run_that_grows_forgets_its_fine_tuning(digits: ImageData, tmp_path: Path) -> None:
+    folder = tmp_path / "run"  # a path will do
+    JointTrainer(create("resnet8", 10, 1), digits, CONFIG, folder=folder).fit()
+    longer = dataclasses.replace(CONFIG, epochs=CONFIG.epochs + 2)
+    grown = JointTrainer(create("resnet8", 10, 1), digits, longer, folder=folder).fit()
+    stages = [record["stage"] for record in grown.metrics]
+    last = len(stages) - 1 - stages[::-1].index("joint")
+    assert grown.metrics[last]["epoch"] == longer.total_epochs - 1
+    assert stages[last + 1 :] == ["finetune"] * longer.finetune
 
 
 # -- the command, by SIGKILL -----------------------------------------------------------------------
@@ -144,6 +164,8 @@ def rlal(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a shell's background job ignores Ctrl-C and hands that down; a user's terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
@@ -248,4 +270,4 @@ def test_a_run_has_one_process_and_ends_by_ctrl_c(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert errors.strip() == "interrupted; `rlal run --resume FOLDER` goes on from the last epoch"
+    assert errors.strip() == "interrupted; `rlal run --resume FOLDER` continues a run"

@@ -216,7 +216,7 @@ def test_accuracy_counts_hits_in_eval_mode(batch: int) -> None:
     images, labels = data.normalised(data.test), data.test.labels
     model.train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    measured = accuracy(model, images, labels, batch)
+    measured = accuracy(model, images, labels, batch_size=batch)
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     model.eval()

@@ -108,6 +108,8 @@ _SEARCH = _options(
         "--alignment/--no-alignment", default=True, help="The soft penalty towards the structure."
     ),
     _option("--beta", default=1e-4, help="Weight of that penalty."),
+    _option("--environment-steps", default=50, help="Updates of that model per epoch."),
+    _option("--structures", default=8, help="Best structures evaluated again each epoch."),
     _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
     _option("--a-max", default=0.8, help="Largest pruning ratio of a group."),
     _option("--min-width", default=1, help="Fewest channels of a group."),
@@ -120,6 +122,7 @@ _TRAINING = _options(
         "--init", type=click.Path(), help="Start from these weights (.safetensors or a state dict)."
     ),
     _option("--lr", default=0.1, help="Learning rate, cosine to 0."),
+    _option("--momentum", default=0.9, help="Nesterov momentum."),
     _option("--weight-decay", default=5e-4, help="Weight decay."),
     _option("--batch-size", default=128, help="Images per step."),
     _option("--finetune-epochs", type=int, help="Epochs after pruning [a quarter of --epochs]."),
@@ -229,8 +232,10 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
     from rlal_fast.trainer import JointTrainer
 
     config = _joint_config(settings)
-    if settings["threads"] is not None:
-        torch.set_num_threads(settings["threads"])
+    # sums depend on the number of threads: a resumed run must have as many as it began with
+    threads = settings["threads"] or checkpoint.threads(folder)
+    if threads is not None:
+        torch.set_num_threads(threads)
     display = Display(quiet, config.total_epochs, config.finetune)
     with display:
         data = _load_data(settings, display.on_decode)
@@ -252,6 +257,7 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
 
 def _joint_config(settings: Settings) -> JointConfig:
     from rlal_fast.agents import SACConfig
+    from rlal_fast.environment_model import EnvironmentModelConfig
     from rlal_fast.joint_config import JointConfig
     from rlal_fast.weights import WeightsConfig
 
@@ -271,10 +277,12 @@ def _joint_config(settings: Settings) -> JointConfig:
         **values,
         weights=WeightsConfig(
             lr=settings["lr"],
+            momentum=settings["momentum"],
             weight_decay=settings["weight_decay"],
             batch_size=settings["batch_size"],
         ),
         sac=dataclasses.replace(presets[settings["preset"]](), a_max=settings["a_max"]),
+        environment=EnvironmentModelConfig(steps_per_epoch=settings["environment_steps"]),
     )
 
 
@@ -343,16 +351,22 @@ def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
     found = _open(folder)
     if not found.finished:
         raise InputError(f"{folder} is not finished: go on with it by `rlal run --resume {folder}`")
+    import torch
+
     from rlal_fast import compaction
+    from rlal_fast.data import Normalisation
     from rlal_fast.latency import measure
     from rlal_fast.weights import accuracy
 
-    network = compaction.load(found.model_dir)
+    if found.config["threads"] is not None:
+        torch.set_num_threads(found.config["threads"])
+    # in the memory format in which the report measured it
+    network = compaction.load(found.model_dir).to(memory_format=torch.channels_last)
     data = _load_data(found.config)
+    normalise = Normalisation(**{k: tuple(v) for k, v in network.metadata["normalisation"].items()})
+    reached = accuracy(network, data.test.images, data.test.labels, normalise)
     click.echo(f"{found.model_dir}: {compaction.parameter_count(network):,} parameters")
-    click.echo(
-        f"test accuracy {accuracy(network, data.normalised(data.test), data.test.labels):.2%}"
-    )
+    click.echo(f"test accuracy {reached:.2%}")
     for batch, ms in measure({"net": network}, data.image_shape, batch_sizes)["net"].items():
         click.echo(f"latency {ms:.2f} ms per batch of {batch}")
 
@@ -373,10 +387,12 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; `rlal run --resume FOLDER` goes on from the last epoch", err=True)
+        click.echo("interrupted; `rlal run --resume FOLDER` continues a run", err=True)
         sys.exit(130)
     except click.ClickException as error:
         _fail(error.format_message())
+    except MemoryError:
+        _fail("out of memory: use smaller images, a smaller --batch-size or fewer training images")
     except (InputError, OSError, ImportError) as error:
         _fail(str(error))
 

@@ -28,6 +28,12 @@ def exists(folder: RunFolder) -> bool:
     return (folder.checkpoint_dir / _FILE).is_file()
 
 
+def threads(folder: RunFolder) -> int | None:
+    """The number of threads that the run began with, None before its first checkpoint."""
+    state = load(folder)
+    return None if state is None else int(state["joint"]["threads"])
+
+
 def load(folder: RunFolder) -> dict[str, Any] | None:
     """The last checkpoint, or None if the run was stopped before its first.
 

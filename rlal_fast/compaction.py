@@ -51,10 +51,13 @@ class CompactNetwork(nn.Module):
         self.spec = spec
         self.metadata = dict(metadata or {})
         self._last_reader = list(range(len(spec)))
+        # Found once: looking a dotted name up in every forward costs as much as a small layer.
+        self._layers: list[nn.Module | None] = []
         for index, step in enumerate(spec):
             for source in step["inputs"]:
                 self._last_reader[source] = index
             layer = _layer(step)
+            self._layers.append(layer)
             if layer is not None:
                 _add_at(self, step["name"], layer)
 
@@ -62,7 +65,11 @@ class CompactNetwork(nn.Module):
         values: list[Tensor | None] = []
         for index, step in enumerate(self.spec):
             inputs = [values[source] for source in step["inputs"]]
-            values.append(x if step["op"] == "input" else self._step(step, inputs))
+            layer = self._layers[index]
+            if layer is not None:
+                values.append(layer(inputs[0]))
+            else:
+                values.append(x if step["op"] == "input" else self._step(step, inputs))
             for source in step["inputs"]:
                 if self._last_reader[source] == index:
                     values[source] = None  # its memory can be reused
@@ -72,8 +79,6 @@ class CompactNetwork(nn.Module):
 
     def _step(self, step: dict[str, Any], inputs: Sequence[Any]) -> Tensor:
         op, x = step["op"], inputs[0]
-        if op in ("conv", "linear", "batch_norm"):
-            return self.get_submodule(step["name"])(x)
         if op == "dropout":
             return F.dropout(x, step["p"], self.training)
         if op == "relu":

@@ -101,6 +101,8 @@ class Evaluator:
         return self._backend.logits(subnet)
 
     def _check(self, subnets: Sequence[Subnet]) -> None:
+        if isinstance(subnets, Subnet):
+            raise InputError("accuracies takes a list of sub-networks: write [subnet]")
         for subnet in subnets:
             if not isinstance(subnet, Subnet) or subnet.graph is not self.graph:
                 raise InputError("the evaluator takes sub-networks made by its own graph")
@@ -110,12 +112,7 @@ def _make_backend(backend: str, graph: PrunableGraph, images: Tensor, labels: Te
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
     if backend == "auto":
-        try:
-            native.extension()
-        except ImportError:
-            backend = "torch"
-        else:
-            backend = "native"
+        backend = "native" if native.installed() else "torch"
     if backend == "native":
         return _NativeBackend(graph, images, labels)
     return _TorchBackend(graph, images, labels)

@@ -45,7 +45,7 @@ def run(
         first = state["epoch"]
         network.load_state_dict(state["network"])
         trainer.optimizer.load_state_dict(state["optimizer"])
-    images, labels = data.normalised(data.reward), data.reward.labels
+    reward = data.reward.images, data.reward.labels, data.normalisation
     for epoch in range(first, epochs):
         start = time.perf_counter()
         trained = trainer.train_epoch(epoch, on_batch=on_batch)
@@ -54,7 +54,7 @@ def run(
             "epoch": epoch,
             "loss": trained.loss,
             "train_accuracy": trained.accuracy,
-            "reward_split_accuracy": accuracy(network, images, labels),
+            "reward_split_accuracy": accuracy(network, *reward),
             "lr": trained.lr,
             "seconds": {"weights": time.perf_counter() - start},
         }

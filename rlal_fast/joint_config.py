@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from rlal_fast.agents import SACConfig
 from rlal_fast.environment_model import EnvironmentModelConfig
 from rlal_fast.errors import InputError
 from rlal_fast.weights import WeightsConfig
+
+_MOST_EPISODES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class JointConfig:
     environment: EnvironmentModelConfig = field(default_factory=EnvironmentModelConfig)
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, least in (
             ("epochs", 0),
             ("episodes_per_epoch", 1),
@@ -71,6 +74,11 @@ class JointConfig:
             raise InputError(
                 f"finetune_lr={self.finetune_lr} must be positive, beta={self.beta} at least 0"
             )
+        if self.total_epochs * self.episodes_per_epoch > _MOST_EPISODES:
+            raise InputError(
+                f"{self.total_epochs} epochs of episodes_per_epoch={self.episodes_per_epoch} are "
+                f"more than {_MOST_EPISODES} episodes, which the replay could not hold"
+            )
         if self.seed >= 2**63:
             raise InputError(f"seed={self.seed} must be below 2**63, as torch's generators ask")
         if self.warmup >= self.total_epochs:
@@ -78,6 +86,20 @@ class JointConfig:
                 f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for "
                 "episodes"
             )
+
+    def _check_types(self) -> None:
+        """A config.yaml is edited by hand: 2.5 epochs or "yes" must not come out as a traceback."""
+        kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+        for item in fields(self):
+            words = str(item.type).split(" | ")
+            value = getattr(self, item.name)
+            if words[0] not in ("int", "float", "str", "bool") or (
+                value is None and len(words) > 1
+            ):
+                continue
+            fits = isinstance(value, kinds.get(words[0], (bool,)))
+            if not fits or (isinstance(value, bool) and words[0] != "bool"):
+                raise InputError(f"{item.name}={value!r} must be of type {item.type}")
 
     @property
     def total_epochs(self) -> int:

@@ -49,8 +49,11 @@ class Subnet:
 
 def check_widths(widths: ArrayLike, full_widths: IntArray) -> IntArray:
     """Widths as int64 [..., G] in 1..C_g; anything else raises InputError and names the group."""
-    given = np.asarray(widths)
     groups = len(full_widths)
+    try:
+        given = np.asarray(widths)
+    except ValueError as error:  # a ragged list
+        raise InputError(f"widths must be integers [..., {groups}]: {error}") from error
     if given.ndim == 0 or given.shape[-1] != groups or given.dtype.kind not in "iu":
         raise InputError(
             f"widths must be integers [..., {groups}], one per group, "

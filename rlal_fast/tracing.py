@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ def trace(model: nn.Module, example_input: Tensor) -> tuple[Node, ...]:
         InputError: the input is not a float batch of images, torch.export cannot follow the model,
             or it contains an operation that cannot be pruned yet (named, with its place).
     """
+    if not isinstance(example_input, Tensor):
+        raise InputError(
+            "example_input must be a tensor of images [N, C, H, W], e.g. "
+            f"torch.zeros(1, 3, 32, 32), not {type(example_input).__name__}"
+        )
     if example_input.ndim != 4 or 0 in example_input.shape or not example_input.is_floating_point():
         raise InputError(
             "example_input must be float images [N, C, H, W] with N >= 1, "
@@ -78,7 +83,17 @@ def trace(model: nn.Module, example_input: Tensor) -> tuple[Node, ...]:
         torch_log.disabled = logging_disabled
         for module, training in modes:
             module.training = training
-    return Reader(program).read()
+    return tuple(_with_momentum(model, node) for node in Reader(program).read())
+
+
+def _with_momentum(model: nn.Module, node: Node) -> Node:
+    """A batch norm's momentum as its module has it: a trace in eval mode loses None."""
+    if node.op != "batch_norm":
+        return node
+    module = dict(model.named_modules()).get(node.name)
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return node
+    return replace(node, attrs={**node.attrs, "momentum": module.momentum})
 
 
 class Reader:

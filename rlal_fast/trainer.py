@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,14 +75,22 @@ class JointTrainer:
         data: ImageData,
         config: JointConfig | None = None,
         *,
-        folder: RunFolder | None = None,
+        folder: RunFolder | str | os.PathLike[str] | None = None,
         arch: str | None = None,
         on_epoch: Callable[[Record], None] | None = None,
         on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
+        if not isinstance(data, ImageData):
+            raise InputError(
+                f"data must be an rlal_fast.ImageData, not {type(data).__name__}: make one by "
+                "ImageData.from_tensors(train=(images, labels), test=(images, labels))"
+            )
         self.model, self.data = model, data
         self.config = config = config or JointConfig()
-        self.folder, self.arch = folder, arch or type(model).__name__
+        self.folder = (
+            RunFolder(os.fspath(folder)) if isinstance(folder, str | os.PathLike) else folder
+        )
+        self.arch = arch or type(model).__name__
         self.on_epoch, self.on_batch = on_epoch, on_batch
         self.graph = PrunableGraph.trace(
             model,
@@ -106,10 +116,14 @@ class JointTrainer:
         self._make_learners()
         self.structures = Structures(config.structures)
         self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
+        self._since = time.perf_counter()  # up to here `total` counts
         self.epoch = self.episodes = 0
         self.log = MetricsLog(None, [])
 
     def _check_model(self) -> None:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        if device.type != "cpu":
+            raise InputError(f"the model is on {device}; training runs on the CPU: use model.cpu()")
         outputs = self.graph.nodes[-1].shape[0]
         if outputs != self.data.num_classes:
             raise InputError(
@@ -142,13 +156,17 @@ class JointTrainer:
     def fit(self) -> JointResult:
         """Runs what is left: joint epochs, pruning, fine-tuning, report."""
         state = checkpoint.load(self.folder) if self.folder is not None else None
-        self.log = MetricsLog(self.folder, state["records"] if state else [])
+        self.log = MetricsLog(self.folder, state["records"] if state else self.log.records)
+        self._since = time.perf_counter()
+        tuning = None
         try:
             if state:
                 self._restore(state["joint"])
+                if self.epoch == self.config.total_epochs:  # else the structure may still change
+                    tuning = state["finetune"]
             while self.epoch < self.config.total_epochs:
                 self._finish_epoch(self._joint_epoch(self.epoch))
-            return self._prune_and_finetune(state["finetune"] if state else None)
+            return self._prune_and_finetune(tuning)
         finally:
             self.log.close()
 
@@ -207,14 +225,12 @@ class JointTrainer:
         """Cuts the best structure out of the full network, trains it a little more, and reports."""
         structure = self.structures.best
         assert structure is not None  # the config leaves epochs for episodes
-        test = self.data.normalised(self.data.test), self.data.test.labels
+        test = self.data.test.images, self.data.test.labels, self.data.normalisation
         small = compact(self.model, structure)
-        with self._timed("total"):
-            baseline, as_cut = accuracy(self.model, *test), accuracy(small, *test)
+        baseline, as_cut = accuracy(self.model, *test), accuracy(small, *test)
 
         def finished(record: Record, tuning: dict[str, Any]) -> None:
             self.seconds["weights"] += record["seconds"]["weights"]
-            self.seconds["total"] += record["seconds"]["weights"]
             self._publish(record)
             self._save(tuning)
 
@@ -228,9 +244,8 @@ class JointTrainer:
             on_epoch=finished,
             on_batch=self.on_batch,
         )
-        with self._timed("total"):
-            pruned = accuracy(small.eval(), *test)
-            report = self._report(structure, small, baseline, as_cut, pruned)
+        pruned = accuracy(small.eval(), *test)
+        report = self._report(structure, small, baseline, as_cut, pruned)
         small.metadata.update(self._description())
         return JointResult(small, structure, report, self.log.records)
 
@@ -240,10 +255,14 @@ class JointTrainer:
     def _timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        spent = time.perf_counter() - start
-        self.seconds[part] += spent
-        if part != "total":
-            self.seconds["total"] += spent
+        self.seconds[part] += time.perf_counter() - start
+
+    def _elapsed(self) -> dict[str, float]:
+        """The seconds of all parts; `total` is the wall clock of this and earlier processes."""
+        now = time.perf_counter()
+        self.seconds["total"] += now - self._since
+        self._since = now
+        return dict(self.seconds)
 
     def _record(
         self,
@@ -289,7 +308,9 @@ class JointTrainer:
         joint = {
             "epoch": self.epoch,
             "episodes": self.episodes,
-            "seconds": dict(self.seconds),
+            "seconds": self._elapsed(),
+            "threads": torch.get_num_threads(),
+            "settings": self._settings(),
             "model": self.model.state_dict(),
             "optimizer": self.weights.optimizer.state_dict(),
             "agent": self.agent.state_dict(),
@@ -302,6 +323,7 @@ class JointTrainer:
         )
 
     def _restore(self, joint: dict[str, Any]) -> None:
+        self._check_settings(joint["settings"])
         self.epoch, self.episodes = joint["epoch"], joint["episodes"]
         self.seconds = dict(joint["seconds"])
         try:
@@ -317,6 +339,27 @@ class JointTrainer:
             self.environment.load_state_dict(joint["environment"])
         self.replay.load_state_dict(joint["replay"])
         self.structures.load_state_dict(joint["structures"], self.graph)
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to make sense; epochs may grow."""
+        config = dataclasses.asdict(self.config)
+        free = ("epochs", "search_epochs", "finetune_epochs", "evaluator", "structures")
+        plain = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in config.items()
+            if name not in free and not isinstance(value, dict)
+        }
+        return {**plain, "full_widths": self.graph.full_widths.tolist()}
+
+    def _check_settings(self, saved: dict[str, Any]) -> None:
+        settings = self._settings()
+        wrong = [name for name in settings if settings[name] != saved.get(name)]
+        if wrong:
+            name, folder = wrong[0], self.folder.path if self.folder else None
+            raise InputError(
+                f"the checkpoint in {folder} was made with {name}={saved.get(name)}, not "
+                f"{settings[name]}: go on with the settings it began with, or use another folder"
+            )
 
     def _description(self) -> dict[str, Any]:
         """What someone who loads the network needs to use it."""
@@ -339,7 +382,7 @@ class JointTrainer:
         pruned: float,
     ) -> Report:
         macs_full, macs = self.budget.macs_full, int(self.graph.cost.macs(structure.widths))
-        networks = {"full": self.model, "pruned": small}
+        latency_ms = measure({"full": self.model, "pruned": small}, self.data.image_shape)
         return Report(
             arch=self.arch,
             dataset=self.data.name,
@@ -357,10 +400,10 @@ class JointTrainer:
                 group.name: [int(width), group.width]
                 for group, width in zip(self.graph.groups, structure.widths, strict=True)
             },
-            latency_ms=measure(networks, self.data.image_shape),
+            latency_ms=latency_ms,
             best_reward=float(self.structures.rewards[0]),
             episodes=self.episodes,
-            seconds=dict(self.seconds),
+            seconds=self._elapsed(),
             evaluator=f"{self.evaluator.description}, {torch.get_num_threads()} threads",
             split_sizes={
                 name: len(getattr(self.data, name)) for name in ("train", "reward", "test")

@@ -152,12 +152,22 @@ class WeightTrainer:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """Top-1 accuracy in [0, 1] of `model` in eval mode (its mode is restored)."""
+def accuracy(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalise: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 500,
+) -> float:
+    """Top-1 accuracy in [0, 1] of `model` in eval mode (its mode is restored).
+
+    `normalise` is applied batch by batch, so that a large split needs no float copy.
+    """
     training = model.training
     model.eval()
     hits = 0
     for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        hits += int((model(batch).argmax(1) == expected).sum())
+        prepared = batch if normalise is None else normalise(batch)
+        hits += int((model(prepared).argmax(1) == expected).sum())
     model.train(training)
     return hits / len(labels)

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -53,7 +54,14 @@ bool run_parallel(int threads, int64_t items, const std::function<void(int, int6
 
   std::vector<std::thread> workers;
   workers.reserve(count);
-  for (int thread = 0; thread < count; ++thread) workers.emplace_back(body, thread);
+  try {
+    for (int thread = 0; thread < count; ++thread) workers.emplace_back(body, thread);
+  } catch (
+      const std::system_error&) {  // the system gives no more threads: go on with those there are
+    const std::lock_guard<std::mutex> lock(mutex);
+    running -= count - static_cast<int>(workers.size());
+    if (workers.empty()) throw;
+  }
   bool cancelled = false;
   {
     std::unique_lock<std::mutex> lock(mutex);

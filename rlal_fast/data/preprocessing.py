@@ -52,7 +52,7 @@ class Normalisation:
         mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         if images.dtype == torch.uint8:
-            images = images.float().div_(255)
+            return images.float().div_(255).sub_(mean).div_(std)
         return (images - mean).div_(std)
 
     @classmethod
@@ -118,6 +118,11 @@ class Augmentation:
         """
         n, channels, height, width = images.shape
         padding = self.crop_padding
+        if padding > max(images.shape[-2:]):
+            raise InputError(
+                f"crop_padding is {padding}, wider than the images ({images.shape[-2]} x "
+                f"{images.shape[-1]}): a crop could show nothing"
+            )
         columns = torch.arange(width, device=images.device).expand(n, width)  # [N, W]
         rows = torch.arange(height, device=images.device).expand(n, height)  # [N, H]
         if padding:

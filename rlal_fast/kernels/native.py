@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +71,11 @@ class Extension(Protocol):
     ) -> _Program: ...
     def Images(self, program: _Program, images: NDArray[np.float32], threads: int) -> Images: ...
     def masked_conv2d(self, *args: Any) -> NDArray[np.float32]: ...
+
+
+def installed() -> bool:
+    """Whether there is an extension at all; a broken or stale one is an error, not an absence."""
+    return find_spec("_rlal_fast") is not None
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The pure-torch twins of every native operation: the same signatures, and the specification.
+"""The pure-torch twins of every native operation: the specification.
 
 They are written to be plainly right, not fast.
 """
