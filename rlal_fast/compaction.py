@@ -50,32 +50,34 @@ class CompactNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.metadata = dict(metadata or {})
-        self._last_reader = list(range(len(spec)))
         # Found once: looking a dotted name up in every forward costs as much as a small layer.
         self._layers: list[nn.Module | None] = []
-        for index, step in enumerate(spec):
-            for source in step["inputs"]:
-                self._last_reader[source] = index
+        # Values are kept by name: torch.compile may take a number for one that varies.
+        self._sources = [[spec[source]["name"] for source in step["inputs"]] for step in spec]
+        last = {name: index for index, names in enumerate(self._sources) for name in names}
+        self._done_with = [
+            [name for name in dict.fromkeys(names) if last[name] == index]
+            for index, names in enumerate(self._sources)
+        ]
+        for step in spec:
             layer = _layer(step)
             self._layers.append(layer)
             if layer is not None:
                 _add_at(self, step["name"], layer)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, classes]
-        values: list[Tensor | None] = []
-        for index, step in enumerate(self.spec):
-            inputs = [values[source] for source in step["inputs"]]
-            layer = self._layers[index]
+        values: dict[str, Tensor] = {}
+        steps = zip(self.spec, self._layers, self._sources, self._done_with, strict=True)
+        for step, layer, sources, done_with in steps:
+            inputs = [values[name] for name in sources]
             if layer is not None:
-                values.append(layer(inputs[0]))
-            else:
-                values.append(x if step["op"] == "input" else self._step(step, inputs))
-            for source in step["inputs"]:
-                if self._last_reader[source] == index:
-                    values[source] = None  # its memory can be reused
-        result = values[-1]
-        assert result is not None
-        return result
+                x = layer(inputs[0])
+            elif step["op"] != "input":
+                x = self._step(step, inputs)
+            values[step["name"]] = x
+            for name in done_with:
+                del values[name]  # its memory can be reused
+        return x
 
     def _step(self, step: dict[str, Any], inputs: Sequence[Any]) -> Tensor:
         op, x = step["op"], inputs[0]
