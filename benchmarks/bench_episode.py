@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._inductor.config
 from machine import describe, write_result
 from torch import Tensor, nn
 
@@ -102,6 +103,9 @@ def masked(model: nn.Module) -> Callable[[Subnet], nn.Module]:
 
 def compiled(model: nn.Module) -> Callable[[Subnet], nn.Module]:
     """torch.compile of the compact network; each sub-network has other shapes, so each compiles."""
+
+    # A sub-network of a search is new: what an earlier benchmark compiled must not be found on disk.
+    torch._inductor.config.force_disable_caches = True
 
     def prepare(subnet: Subnet) -> nn.Module:
         torch.compiler.reset()
