@@ -104,7 +104,7 @@ def masked(model: nn.Module) -> Callable[[Subnet], nn.Module]:
 def compiled(model: nn.Module) -> Callable[[Subnet], nn.Module]:
     """torch.compile of the compact network; each sub-network has other shapes, so each compiles."""
 
-    # A sub-network of a search is new: what an earlier benchmark compiled must not be found on disk.
+    # A sub-network of a search is new: what an earlier run compiled must not be found on disk.
     torch._inductor.config.force_disable_caches = True
 
     def prepare(subnet: Subnet) -> nn.Module:
