@@ -221,3 +221,9 @@ def test_cifar10_names_a_damaged_file(cifar_dir, content, capsys):
     with pytest.raises(InputError, match=r"test_batch .*unpack the archive again"):
         load("cifar10", cifar_dir)
     assert capsys.readouterr().out == ""
+
+
+def test_crops_wider_than_the_images_are_refused_before_anything_runs() -> None:
+    assert load("digits", crop_padding=8).augmentation.crop_padding == 8
+    with pytest.raises(InputError, match=r"crop_padding is 9, wider than the images \(8 x 8\)"):
+        load("digits", crop_padding=9)

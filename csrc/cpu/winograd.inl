@@ -4,7 +4,8 @@
 // A tile of 4 x 4 output pixels needs 6 x 6 input pixels; transformed, the convolution is 36 small
 // matrix products over the channels: 36 multiplications where the direct way takes 144. With one
 // image per lane both transforms are plain arithmetic between vectors. A block of T neighbouring
-// tiles of one row goes through transform, products and inverse transform while it is in cache.
+// tiles, of one row or of two, goes through transform, products and inverse transform while it is
+// in cache.
 
 // B' d: the six sums of six inputs.
 struct Six {

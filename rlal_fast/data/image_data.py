@@ -30,6 +30,15 @@ class ImageData:
     normalisation: Normalisation
     augmentation: Augmentation
 
+    def __post_init__(self) -> None:
+        _, height, width = self.image_shape
+        padding = self.augmentation.crop_padding
+        if padding > max(height, width):
+            raise InputError(
+                f"crop_padding is {padding}, wider than the images ({height} x {width}): a crop "
+                "could show nothing; give at most their size"
+            )
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)

@@ -118,11 +118,6 @@ class Augmentation:
         """
         n, channels, height, width = images.shape
         padding = self.crop_padding
-        if padding > max(images.shape[-2:]):
-            raise InputError(
-                f"crop_padding is {padding}, wider than the images ({images.shape[-2]} x "
-                f"{images.shape[-1]}): a crop could show nothing"
-            )
         columns = torch.arange(width, device=images.device).expand(n, width)  # [N, W]
         rows = torch.arange(height, device=images.device).expand(n, height)  # [N, H]
         if padding:
