@@ -116,19 +116,17 @@ OpKind kind_from(const std::string& name) {
 
 std::shared_ptr<Program> make_program(const std::vector<py::dict>& tensors,
                                       const std::vector<py::dict>& ops, int classes) {
-  std::vector<TensorSpec> tensor_specs;
+  Network network;
   for (const py::dict& t : tensors)
-    tensor_specs.push_back({t["height"].cast<int>(), t["width"].cast<int>(),
-                            t["border"].cast<int>(), t["classes"].cast<std::vector<int32_t>>()});
-  std::vector<OpSpec> op_specs;
+    network.tensors.push_back({t["height"].cast<int>(), t["width"].cast<int>(),
+                               t["classes"].cast<std::vector<int32_t>>()});
   for (const py::dict& o : ops)
-    op_specs.push_back({kind_from(o["kind"].cast<std::string>()), o["input"].cast<int>(),
-                        o["output"].cast<int>(), o["residual"].cast<int>(),
-                        window_from(o["window"].cast<std::vector<int>>()), o["low"].cast<float>(),
-                        o["high"].cast<float>(), o["count_padding"].cast<bool>(),
-                        o["pad_before"].cast<int>()});
-  return std::make_shared<Program>(std::move(tensor_specs), std::move(op_specs), classes,
-                                   kernels());
+    network.ops.push_back({kind_from(o["kind"].cast<std::string>()), o["input"].cast<int>(),
+                           o["output"].cast<int>(), o["residual"].cast<int>(),
+                           window_from(o["window"].cast<std::vector<int>>()),
+                           o["low"].cast<float>(), o["high"].cast<float>(),
+                           o["count_padding"].cast<bool>(), o["pad_before"].cast<int>()});
+  return std::make_shared<Program>(std::move(network), classes, kernels());
 }
 
 // Images keep their program alive: their layout is its own.
@@ -178,6 +176,13 @@ Array<float> all_logits(const Images& images, const Array<uint8_t>& masks, int t
   return result;
 }
 
+std::vector<double> profiled(const Images& images, const Array<uint8_t>& masks) {
+  check_masks(*images.program, masks);
+  require(masks.shape(0) == 1, "a profile is of one sub-network");
+  const py::gil_scoped_release release;
+  return profile(*images.program, images.blocks, masks.data());
+}
+
 Array<float> masked_conv(const Array<float>& x, const Array<float>& weight,
                          const Array<float>& bias, const Array<int64_t>& kept_in,
                          const Array<int64_t>& kept_out, const std::vector<int>& window,
@@ -201,9 +206,8 @@ Array<float> masked_conv(const Array<float>& x, const Array<float>& weight,
   require(bias.size() == weight.shape(0), "one bias per full output channel");
   require(x.shape(1) == static_cast<py::ssize_t>(conv.kept_in.size()),
           "x has one channel per kept input");
-  for (const int64_t c : conv.kept_out)
-    require(c >= 0 && c < weight.shape(0), "kept_out out of range");
-  for (const int64_t c : conv.kept_in)
+  for (const int c : conv.kept_out) require(c >= 0 && c < weight.shape(0), "kept_out out of range");
+  for (const int c : conv.kept_in)
     require(c >= 0 && (is_depthwise || c < weight.shape(1)), "kept_in out of range");
   Array<float> result({x.shape(0), static_cast<py::ssize_t>(conv.kept_out.size()),
                        static_cast<py::ssize_t>(conv.out_height()),
@@ -263,5 +267,6 @@ PYBIND11_MODULE(_rlal_fast, module) {
   py::class_<Images, std::shared_ptr<Images>>(module, "Images")
       .def(py::init(&make_images))
       .def("correct", &correct)
-      .def("logits", &all_logits);
+      .def("logits", &all_logits)
+      .def("profile", &profiled);
 }

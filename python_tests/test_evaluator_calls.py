@@ -68,7 +68,8 @@ def test_weights_count_from_load_weights_on_and_nothing_is_rebuilt(backend: str)
     assert not torch.equal(evaluator.logits(subnet), before[0])
     with torch.no_grad():
         expected = copy.deepcopy(graph.model).eval()(images)
-    torch.testing.assert_close(evaluator.logits(full), expected, rtol=1e-4, atol=1e-3)
+    error = (evaluator.logits(full) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-5
     assert graph.model.training  # and scoring left the mode alone
     assert backend == "torch" or inner._program.native is program
     other = network(5)

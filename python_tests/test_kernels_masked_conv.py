@@ -49,9 +49,10 @@ def truth(
 
 
 def assert_close(result: Tensor, expected: Tensor) -> None:
+    # Winograd's F(4x4, 3x3) loses a digit to the direct way
     assert result.shape == expected.shape
     scale = float(expected.abs().max()) if expected.numel() else 1.0
-    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5 * max(scale, 1e-3))
+    torch.testing.assert_close(result.double(), expected, rtol=3e-5, atol=3e-5 * max(scale, 1e-3))
 
 
 def check(*args: Any, **settings: Any) -> Tensor:

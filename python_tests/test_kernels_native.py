@@ -71,8 +71,8 @@ def test_an_unknown_instruction_set_names_the_known_ones(monkeypatch: pytest.Mon
 # -- a program made by hand: images [2, 3, 3] -> 1x1 convolution -> global pool -> 3 logits --------
 
 
-def tensor(size: int, classes: list[int], border: int = 0) -> dict[str, Any]:
-    return {"height": size, "width": size, "border": border, "classes": classes}
+def tensor(size: int, classes: list[int]) -> dict[str, Any]:
+    return {"height": size, "width": size,  "classes": classes}
 
 
 def operation(kind: str, source: int, output: int, kernel: int, **changes: Any) -> dict[str, Any]:

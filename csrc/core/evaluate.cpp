@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/execution.h"
 #include "core/parallel.h"
 
 namespace rlal {
@@ -31,7 +32,7 @@ class Arenas {  // one per thread, made by the thread that uses it
  public:
   Arenas(const Program& program, int threads) : program_(program), arenas_(std::max(threads, 1)) {}
   Arena& of(int thread) {
-    if (arenas_[thread].slots.empty()) arenas_[thread] = program_.make_arena();
+    if (arenas_[thread].slots.empty()) arenas_[thread] = program_.layout().make_arena();
     return arenas_[thread];
   }
 
@@ -43,7 +44,9 @@ class Arenas {  // one per thread, made by the thread that uses it
 }  // namespace
 
 ImageBlocks::ImageBlocks(const Program& program, const float* images, int64_t count, int threads)
-    : count_(count), block_floats_(program.block_floats()), lanes_(program.kernels().lanes) {
+    : count_(count),
+      block_floats_(program.layout().image_floats()),
+      lanes_(program.kernels().lanes) {
   storage_ = Buffer(blocks() * block_floats_);
   const TensorSpec& in = program.input();
   const int channels = static_cast<int>(in.classes.size());
@@ -52,7 +55,7 @@ ImageBlocks::ImageBlocks(const Program& program, const float* images, int64_t co
       threads, blocks(),
       [&](int, int64_t b) {
         program.kernels().load_images(images + b * lanes_ * stride, stride, in_block(b),
-                                      program.view(0, block(b), channels));
+                                      program.layout().view(0, block(b), channels));
       },
       kNever);
 }
@@ -79,7 +82,8 @@ bool count_correct(const Program& program, const ImageBlocks& images, const int6
         count * images.blocks());  // one cell per item: nothing shared between threads
     const auto score = [&](int thread, int64_t item) {
       const int64_t s = item / images.blocks(), b = item % images.blocks();
-      const View result = program.run(packed[s], arenas.of(thread), images.block(b));
+      Execution execution(program, program.layout(), packed[s], arenas.of(thread));
+      const View result = execution.run(images.block(b));
       for (int lane = 0; lane < images.in_block(b); ++lane)
         hits[item] += argmax(result, lanes, lane) == labels[b * lanes + lane];
     };
@@ -98,13 +102,24 @@ bool logits(const Program& program, const ImageBlocks& images, const uint8_t* ma
   return run_parallel(
       threads, images.blocks(),
       [&](int thread, int64_t b) {
-        const View result = program.run(packed, arenas.of(thread), images.block(b));
+        Execution execution(program, program.layout(), packed, arenas.of(thread));
+        const View result = execution.run(images.block(b));
         for (int lane = 0; lane < images.in_block(b); ++lane)
           for (int c = 0; c < classes; ++c)
             out[(b * lanes + lane) * classes + c] =
                 result.data[c * result.channel_stride * lanes + lane];
       },
       interrupted);
+}
+
+std::vector<double> profile(const Program& program, const ImageBlocks& images,
+                            const uint8_t* mask) {
+  std::vector<double> seconds(program.network().ops.size());
+  const Packed packed = program.pack(mask);
+  Arena arena = program.layout().make_arena();
+  Execution execution(program, program.layout(), packed, arena);
+  for (int64_t b = 0; b < images.blocks(); ++b) execution.run(images.block(b), seconds.data());
+  return seconds;
 }
 
 }  // namespace rlal

@@ -37,4 +37,7 @@ bool count_correct(const Program& program, const ImageBlocks& images, const int6
 bool logits(const Program& program, const ImageBlocks& images, const uint8_t* mask, int threads,
             const Interrupted& interrupted, float* out);
 
+// Seconds that each operation takes for all images, on the calling thread.
+std::vector<double> profile(const Program& program, const ImageBlocks& images, const uint8_t* mask);
+
 }  // namespace rlal

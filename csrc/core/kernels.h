@@ -1,21 +1,27 @@
 // What a set of kernels for one instruction set offers. Plain pointers and sizes only.
 //
 // Activations are stored as [channel][row][pixel][lane]: one vector holds the same pixel of `lanes`
-// different images. Every load is aligned, no width, stride, padding or channel count wastes a
-// lane, and rows carry a zero border as wide as their readers' padding, so convolutions have no
-// edge cases.
+// different images. Every load is aligned, and no width, stride, padding or channel count wastes a
+// lane. Zero pixels before and after each row, and one zero row per channel, stand for the padding,
+// so convolutions have no edge cases.
 #pragma once
 
 #include <cstdint>
 
 namespace rlal {
 
-// A tensor of one block of images. `data` points at pixel (0, 0) of channel 0; the border lies
-// before it. Strides count pixels (vectors), not floats.
+// A tensor of one block of images. `data` points at pixel (0, 0) of channel 0. Strides count pixels
+// (vectors), not floats. `stored` rows are kept: row y lies at y % stored, so a tensor that is
+// consumed while it is produced needs only its newest rows; the zero row follows the stored ones.
 struct View {
   float* data;
   int64_t channel_stride, row_stride;
-  int channels, height, width;
+  int channels, height, width, stored;
+};
+
+// Rows [top, bottom) and columns [left, right) of an output.
+struct Region {
+  int top, bottom, left, right;
 };
 
 struct Window {
@@ -25,12 +31,17 @@ struct Window {
 struct ConvArgs {
   View in, out;
   const float* residual;  // laid out like `out`, or null
-  const float* weights;   // packed, see pack_conv
+  const float* weights;   // packed, see core/packing.h
   const float* bias;      // [out.channels]
   Window window;
   float low, high;  // the activation as a clamp
-  float* scratch;   // winograd only, see winograd_scratch in winograd.h
+  float* scratch;   // of scratch_floats
 };
+
+// Floats of scratch that conv needs; winograd needs winograd_scratch (winograd.h).
+constexpr int64_t conv_scratch(int in_channels, int lanes) {
+  return (static_cast<int64_t>(in_channels) * 4 * lanes + (16 << 10));
+}
 
 struct PoolArgs {
   View in, out;
@@ -59,13 +70,14 @@ struct Kernels {
   int lanes;              // images per vector
   int out_channels;       // most output channels in a register tile of conv
   int winograd_channels;  // the same for the products of winograd
-  void (*conv)(const ConvArgs&);
-  // 3x3, stride 1, padding 1, height and width multiples of 4; weights packed by transformed
-  // position
-  void (*winograd)(const ConvArgs&);
-  void (*depthwise)(const ConvArgs&);  // weights [channel][kernel_h][kernel_w]
-  void (*max_pool)(const PoolArgs&);
-  void (*avg_pool)(const PoolArgs&);
+  int pointwise_inputs;   // most input channels that a 1 x 1 convolution sums in one go
+  // These compute a region of their output; the rows that it needs must be stored.
+  void (*conv)(const ConvArgs&, const Region&);
+  void (*depthwise)(const ConvArgs&, const Region&);  // weights [channel][kernel_h][kernel_w]
+  void (*max_pool)(const PoolArgs&, const Region&);   // pools have no dilation
+  void (*avg_pool)(const PoolArgs&, const Region&);
+  // The rest compute all of it, from tensors that are stored whole.
+  void (*winograd)(const ConvArgs&);  // 3x3, stride 1; weights packed by transformed position
   void (*affine)(const AffineArgs&);
   void (*select)(const SelectArgs&);
   // images [lanes][channels][height][width] with `image_stride` floats between images -> view;

@@ -1,73 +1,92 @@
 #include "core/masked_conv.h"
 
 #include <algorithm>
+#include <numeric>
 
+#include "core/layout.h"
+#include "core/packing.h"
 #include "core/parallel.h"
+#include "core/winograd.h"
 
 namespace rlal {
 namespace {
 
-struct Block {  // one tensor of one block of images, with its zero border
-  Buffer buffer;
-  View view{};
-
-  Block(int channels, int height, int width, int border_h, int border_w, int lanes) {
-    const int64_t row = width + 2 * border_w, plane = row * (height + 2 * border_h);
-    buffer = Buffer(plane * channels * lanes);
-    view = {
-        buffer.data() + (border_h * row + border_w) * lanes, plane, row, channels, height, width};
-  }
-};
-
-std::vector<float> packed_weights(const MaskedConv& conv, int tile_channels) {
-  const int64_t taps = static_cast<int64_t>(conv.window.kernel_h) * conv.window.kernel_w;
-  std::vector<float> packed;
-  if (conv.depthwise) {
-    for (const int64_t c : conv.kept_out)
-      packed.insert(packed.end(), conv.weight + c * taps, conv.weight + (c + 1) * taps);
-    return packed;
-  }
-  const Split split(static_cast<int>(conv.kept_out.size()), tile_channels);
-  for (int part = 0, first = 0; part < split.parts; first += split.size(part), ++part)
-    for (const int64_t c : conv.kept_in)
-      for (int64_t tap = 0; tap < taps; ++tap)
-        for (int o = first; o < first + split.size(part); ++o)
-          packed.push_back(conv.weight[(conv.kept_out[o] * conv.full_in + c) * taps + tap]);
-  return packed;
+// The convolution as a network of one operation.
+Network network_of(const MaskedConv& conv) {
+  Network network;
+  network.tensors = {
+      {conv.height, conv.width, std::vector<int32_t>(conv.kept_in.size())},
+      {conv.out_height(), conv.out_width(), std::vector<int32_t>(conv.kept_out.size())}};
+  network.ops = {{conv.depthwise ? OpKind::depthwise : OpKind::conv, 0, 1, -1, conv.window,
+                  conv.low, conv.high, false, 0}};
+  return network;
 }
+
+// Transforming the weights costs as much as multiplying them with some images.
+PackedConv pack(const Kernels& kernels, const MaskedConv& conv) {
+  const int64_t taps = static_cast<int64_t>(conv.window.kernel_h) * conv.window.kernel_w;
+  if (conv.depthwise) return {false, pack_channels(conv.weight, taps, conv.kept_out)};
+  const int64_t outputs = static_cast<int64_t>(conv.kept_out.size());
+  const int64_t inputs = static_cast<int64_t>(conv.kept_in.size());
+  std::vector<float> kept(outputs * inputs * taps);  // so that only these are transformed
+  float* next = kept.data();
+  for (const int o : conv.kept_out)
+    for (const int c : conv.kept_in)
+      next = std::copy_n(conv.weight + (static_cast<int64_t>(o) * conv.full_in + c) * taps, taps,
+                         next);
+  std::vector<float> transformed;
+  if (winograd_applies(conv.window)) transformed = winograd_weights(kept.data(), outputs * inputs);
+  std::vector<int> out(outputs), in(inputs);
+  std::iota(out.begin(), out.end(), 0);
+  std::iota(in.begin(), in.end(), 0);
+  const FullConv full{kept.data(), transformed.empty() ? nullptr : transformed.data(), outputs,
+                      inputs, taps};
+  return pack_conv(kernels, full, out, in, conv.out_height(), conv.out_width());
+}
+
+struct Workspace {  // of one thread
+  Buffer images;
+  Arena arena;
+};
 
 }  // namespace
 
 bool run_masked_conv(const Kernels& kernels, const MaskedConv& conv, int threads,
                      const Interrupted& interrupted, float* out) {
   if (conv.images == 0 || conv.kept_out.empty()) return true;
-  const int in_channels = static_cast<int>(conv.kept_in.size()),
-            out_channels = static_cast<int>(conv.kept_out.size());
-  const int out_h = conv.out_height(), out_w = conv.out_width(), lanes = kernels.lanes;
-  const std::vector<float> weights = packed_weights(conv, kernels.out_channels);
-  std::vector<float> bias;
-  for (const int64_t c : conv.kept_out) bias.push_back(conv.bias[c]);
+  const int in_channels = static_cast<int>(conv.kept_in.size());
+  const int out_channels = static_cast<int>(conv.kept_out.size());
+  const int lanes = kernels.lanes;
+  const PackedConv packed = pack(kernels, conv);
+  const std::vector<float> bias = pack_channels(conv.bias, 1, conv.kept_out);
+  const Layout layout(network_of(conv), lanes, false);
+  const int64_t blocks = (conv.images + lanes - 1) / lanes;
+  std::vector<Workspace> spaces(std::max<int64_t>(std::min<int64_t>(threads, blocks), 1));
 
   const int64_t in_stride = static_cast<int64_t>(in_channels) * conv.height * conv.width;
-  const int64_t out_stride = static_cast<int64_t>(out_channels) * out_h * out_w;
+  const int64_t out_stride =
+      static_cast<int64_t>(out_channels) * conv.out_height() * conv.out_width();
   return run_parallel(
-      threads, (conv.images + lanes - 1) / lanes,
-      [&](int, int64_t b) {
+      threads, blocks,
+      [&](int thread, int64_t b) {
+        Workspace& space = spaces[thread];
+        if (space.arena.slots.empty()) space = {Buffer(layout.image_floats()), layout.make_arena()};
+        const View in = layout.view(0, space.images.data(), in_channels);
+        const View result = layout.view(1, space.arena, out_channels);
         const int count = static_cast<int>(std::min<int64_t>(lanes, conv.images - b * lanes));
-        const Block in(in_channels, conv.height, conv.width, conv.window.pad_h, conv.window.pad_w,
-                       lanes);
-        const Block result(out_channels, out_h, out_w, 0, 0, lanes);
-        kernels.load_images(conv.x + b * lanes * in_stride, in_stride, count, in.view);
-        ConvArgs args{in.view,     result.view, nullptr,   weights.data(), bias.data(),
-                      conv.window, conv.low,    conv.high, nullptr};
-        if (conv.residual !=
-            nullptr) {  // the kernel may read the residual where it writes the result
-          kernels.load_images(conv.residual + b * lanes * out_stride, out_stride, count,
-                              result.view);
-          args.residual = result.view.data;
+        kernels.load_images(conv.x + b * lanes * in_stride, in_stride, count, in);
+        ConvArgs args{in,          result,   nullptr,   packed.weights.data(),     bias.data(),
+                      conv.window, conv.low, conv.high, space.arena.scratch.data()};
+        if (conv.residual != nullptr) {  // a kernel may read it where it writes the result
+          kernels.load_images(conv.residual + b * lanes * out_stride, out_stride, count, result);
+          args.residual = result.data;
         }
-        (conv.depthwise ? kernels.depthwise : kernels.conv)(args);
-        kernels.store_images(result.view, out + b * lanes * out_stride, out_stride, count);
+        if (packed.winograd)
+          kernels.winograd(args);
+        else
+          (conv.depthwise ? kernels.depthwise : kernels.conv)(args,
+                                                              {0, result.height, 0, result.width});
+        kernels.store_images(result, out + b * lanes * out_stride, out_stride, count);
       },
       interrupted);
 }

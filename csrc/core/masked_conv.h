@@ -19,7 +19,7 @@ struct MaskedConv {
   Window window{};
   bool depthwise = false;
   float low = 0, high = 0;
-  std::vector<int64_t> kept_in, kept_out;
+  std::vector<int> kept_in, kept_out;
 
   int out_height() const {
     return (height + 2 * window.pad_h - window.dilation_h * (window.kernel_h - 1) - 1) /

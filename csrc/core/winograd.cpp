@@ -5,9 +5,10 @@ namespace {
 
 constexpr int kTilesAtMost = 4;
 
-// Vector operations per tile: 36 products per pair of channels against 16 x 9; the transforms cost
-// about 126 per input and 150 per output channel, and half as much again in cache traffic.
-constexpr double kProduct = 36, kDirect = 144, kInput = 190, kOutput = 225;
+// Vector operations: per tile 36 products for each pair of channels, against 9 per pixel; the
+// transforms cost about 126 per input and 150 per output channel, and half as much again in cache
+// traffic.
+constexpr double kProduct = 36, kDirect = 9, kInput = 190, kOutput = 225;
 
 // G of F(4, 3) for the points 0, 1, -1, 2, -2 and infinity.
 constexpr double kG[6][3] = {{1.0 / 4, 0, 0},
@@ -19,21 +20,28 @@ constexpr double kG[6][3] = {{1.0 / 4, 0, 0},
 
 }  // namespace
 
-bool winograd_applies(const Window& w, int out_height, int out_width) {
-  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_h == 1 &&
-         w.pad_w == 1 && w.dilation_h == 1 && w.dilation_w == 1 && out_height % 4 == 0 &&
-         out_width % 4 == 0;
+bool winograd_applies(const Window& w) {
+  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
+         w.dilation_h == 1 && w.dilation_w == 1;
 }
 
-bool winograd_pays(int in_channels, int out_channels) {
+bool winograd_pays(int in_channels, int out_channels, int out_height, int out_width) {
   const double pairs = static_cast<double>(in_channels) * out_channels;
-  return kProduct * pairs + kInput * in_channels + kOutput * out_channels < kDirect * pairs;
+  const double tiles = static_cast<double>((out_height + 3) / 4) * ((out_width + 3) / 4);
+  const double pixels = static_cast<double>(out_height) * out_width;
+  return tiles * (kProduct * pairs + kInput * in_channels + kOutput * out_channels) <
+         kDirect * pixels * pairs;
 }
 
-std::vector<float> winograd_weights(const std::vector<float>& weights, int64_t filters) {
+int winograd_overshoot(const Window& w, int in_width, int out_width) {
+  const int tiles = (out_width + 3) / 4;
+  return 4 * tiles + 2 - w.pad_w - in_width;
+}
+
+std::vector<float> winograd_weights(const float* weights, int64_t filters) {
   std::vector<float> transformed(kWinogradPositions * filters);
   for (int64_t f = 0; f < filters; ++f) {
-    const float* g = &weights[f * 9];
+    const float* g = weights + f * 9;
     double half[6][3];
     for (int i = 0; i < 6; ++i)
       for (int j = 0; j < 3; ++j)

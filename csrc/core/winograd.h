@@ -10,14 +10,18 @@ namespace rlal {
 
 constexpr int kWinogradPositions = 36;
 
-// 3x3, stride 1, padding 1, no dilation, and an output that tiles of 4 x 4 pixels cover exactly.
-bool winograd_applies(const Window& window, int out_height, int out_width);
+// 3x3, stride 1, no dilation. Tiles of 4 x 4 outputs may stick out of the image.
+bool winograd_applies(const Window& window);
 
-// Fewer operations than the direct way? The transforms weigh more with few channels.
-bool winograd_pays(int in_channels, int out_channels);
+// Fewer operations than the direct way? The transforms weigh more with few channels, and tiles that
+// stick out waste products.
+bool winograd_pays(int in_channels, int out_channels, int out_height, int out_width);
+
+// Pixels that the tiles read to the right of an image, beyond its last column.
+int winograd_overshoot(const Window& window, int in_width, int out_width);
 
 // weights [out][in][3][3] -> U [36][out][in], computed in double precision.
-std::vector<float> winograd_weights(const std::vector<float>& weights, int64_t filters);
+std::vector<float> winograd_weights(const float* weights, int64_t filters);
 
 // Floats that the kernel needs as scratch for a block of tiles.
 int64_t winograd_scratch(int in_channels, int out_channels, int lanes);

@@ -16,6 +16,7 @@ namespace {
 #define RLAL_UNROLL _Pragma("GCC unroll 16")
 
 constexpr int kLanes = RLAL_LANES;
+constexpr int64_t kInputsAtOnce = 32 << 10;  // bytes: what conv keeps in a first-level cache
 typedef float Vec __attribute__((vector_size(RLAL_LANES * sizeof(float)), may_alias));
 
 inline Vec broadcast(float value) {
@@ -31,23 +32,33 @@ inline Vec clamp(Vec x, Vec low, Vec high) {
 inline Vec* vectors(float* p) { return reinterpret_cast<Vec*>(p); }
 inline const Vec* vectors(const float* p) { return reinterpret_cast<const Vec*>(p); }
 
-struct Rows {  // the part of a window's rows that lies inside the image, for one output row
-  int first, last;
+// The rows of a window that lie inside the image, for one output row: kernel rows [first, last),
+// of which those from `wrap` on have passed the end of the stored rows.
+struct Rows {
+  int first, wrap, last;
+  int64_t start;    // offset of kernel row 0 from pixel (0, 0)
+  int64_t wrapped;  // what to subtract from `wrap` on
 };
 
-inline Rows rows_inside(const Window& w, int in_height, int out_row) {
+inline Rows rows_inside(const Window& w, const View& in, int out_row) {
   const int top = out_row * w.stride_h - w.pad_h;
-  int first = 0, last = w.kernel_h;
-  while (first < last && top + first * w.dilation_h < 0) ++first;
-  while (last > first && top + (last - 1) * w.dilation_h >= in_height) --last;
-  return {first, last};
+  Rows rows{0, 0, w.kernel_h, 0, in.stored * in.row_stride};
+  while (rows.first < rows.last && top + rows.first * w.dilation_h < 0) ++rows.first;
+  while (rows.last > rows.first && top + (rows.last - 1) * w.dilation_h >= in.height) --rows.last;
+  const int behind = (top + rows.first * w.dilation_h) / in.stored * in.stored;
+  rows.start = (top - behind) * in.row_stride;
+  rows.wrap = rows.first;
+  while (rows.wrap < rows.last && top + rows.wrap * w.dilation_h - behind < in.stored) ++rows.wrap;
+  return rows;
 }
 
+inline int64_t row_offset(const View& v, int row) { return row % v.stored * v.row_stride; }
+
 // One tile of OC output channels x PX neighbouring pixels, accumulated in registers over all taps.
-// STRIDE 0 means: read it from the window.
+// STRIDE 0 means: read it from the window. `out_offset` is the first pixel's in the output.
 template <int OC, int PX, int STRIDE>
 void conv_tile(const ConvArgs& a, const float* weights, const float* bias, int64_t out_offset,
-               Rows rows, int y, int x) {
+               const Rows& rows, int x) {
   const Window& w = a.window;
   const int stride = STRIDE ? STRIDE : w.stride_w;
   Vec acc[OC][PX];
@@ -57,14 +68,13 @@ void conv_tile(const ConvArgs& a, const float* weights, const float* bias, int64
     for (int p = 0; p < PX; ++p) acc[o][p] = broadcast(bias[o]);
   }
 
-  const int64_t start =
-      (static_cast<int64_t>(y) * w.stride_h - w.pad_h) * a.in.row_stride + x * w.stride_w - w.pad_w;
-  const Vec* channel = vectors(a.in.data) + start;
+  const Vec* channel = vectors(a.in.data) + rows.start + x * w.stride_w - w.pad_w;
   for (int c = 0; c < a.in.channels; ++c, channel += a.in.channel_stride) {
     const float* tap =
         weights + (static_cast<int64_t>(c) * w.kernel_h + rows.first) * w.kernel_w * OC;
     for (int ky = rows.first; ky < rows.last; ++ky) {
-      const Vec* pixel = channel + ky * w.dilation_h * a.in.row_stride;
+      const Vec* pixel =
+          channel + ky * w.dilation_h * a.in.row_stride - (ky < rows.wrap ? 0 : rows.wrapped);
       for (int kx = 0; kx < w.kernel_w; ++kx, pixel += w.dilation_w, tap += OC) {
         Vec in[PX];
         RLAL_UNROLL
@@ -79,19 +89,22 @@ void conv_tile(const ConvArgs& a, const float* weights, const float* bias, int64
     }
   }
 
+  // copied before a store could change them, as far as the compiler knows
+  const int64_t out_stride = a.out.channel_stride;
   const Vec low = broadcast(a.low), high = broadcast(a.high);
+  Vec* out = vectors(a.out.data) + out_offset;
+  if (a.residual) {
+    const Vec* residual = vectors(a.residual) + out_offset;
+    RLAL_UNROLL
+    for (int o = 0; o < OC; ++o) {
+      RLAL_UNROLL
+      for (int p = 0; p < PX; ++p) acc[o][p] += residual[o * out_stride + p];
+    }
+  }
   RLAL_UNROLL
   for (int o = 0; o < OC; ++o) {
-    const int64_t offset = out_offset + o * a.out.channel_stride + y * a.out.row_stride + x;
-    Vec* out = vectors(a.out.data) + offset;
-    if (a.residual) {
-      const Vec* residual = vectors(a.residual) + offset;
-      RLAL_UNROLL
-      for (int p = 0; p < PX; ++p) out[p] = clamp(acc[o][p] + residual[p], low, high);
-    } else {
-      RLAL_UNROLL
-      for (int p = 0; p < PX; ++p) out[p] = clamp(acc[o][p], low, high);
-    }
+    RLAL_UNROLL
+    for (int p = 0; p < PX; ++p) out[o * out_stride + p] = clamp(acc[o][p], low, high);
   }
 }
 
@@ -102,114 +115,89 @@ constexpr int tile_pixels() {
   return OC * 2 <= RLAL_TILE_CHANNELS ? RLAL_TILE_PIXELS * 2 : RLAL_TILE_PIXELS;
 }
 
-// The last pixels of a row, fewer than a full tile.
+// The last pixels of a stretch, fewer than a full tile.
 template <int OC, int PX, int STRIDE>
 inline void conv_tail(const ConvArgs& a, const float* weights, const float* bias,
-                      int64_t out_offset, Rows rows, int y, int x) {
+                      int64_t out_offset, const Rows& rows, int x, int right) {
   if constexpr (PX > 0) {
-    if (a.out.width - x == PX)
-      conv_tile<OC, PX, STRIDE>(a, weights, bias, out_offset, rows, y, x);
+    if (right - x == PX)
+      conv_tile<OC, PX, STRIDE>(a, weights, bias, out_offset, rows, x);
     else
-      conv_tail<OC, PX - 1, STRIDE>(a, weights, bias, out_offset, rows, y, x);
+      conv_tail<OC, PX - 1, STRIDE>(a, weights, bias, out_offset, rows, x, right);
   }
 }
 
 template <int OC, int STRIDE>
-void conv_row(const ConvArgs& a, const float* weights, const float* bias, int64_t out_offset,
-              Rows rows, int y) {
+void conv_stretch(const ConvArgs& a, const float* weights, const float* bias, int64_t out_row,
+                  const Rows& rows, int x, int right) {
   constexpr int PX = tile_pixels<OC>();
-  int x = 0;
-  for (; x + PX <= a.out.width; x += PX)
-    conv_tile<OC, PX, STRIDE>(a, weights, bias, out_offset, rows, y, x);
-  conv_tail<OC, PX - 1, STRIDE>(a, weights, bias, out_offset, rows, y, x);
+  for (; x + PX <= right; x += PX)
+    conv_tile<OC, PX, STRIDE>(a, weights, bias, out_row + x, rows, x);
+  conv_tail<OC, PX - 1, STRIDE>(a, weights, bias, out_row + x, rows, x, right);
 }
 
 template <int OC, int STRIDE>
 inline void conv_part(int size, const ConvArgs& a, const float* weights, const float* bias,
-                      int64_t out_offset, Rows rows, int y) {
+                      int64_t out_row, const Rows& rows, int left, int right) {
   if constexpr (OC > 0) {
     if (size == OC)
-      conv_row<OC, STRIDE>(a, weights, bias, out_offset, rows, y);
+      conv_stretch<OC, STRIDE>(a, weights, bias, out_row, rows, left, right);
     else
-      conv_part<OC - 1, STRIDE>(size, a, weights, bias, out_offset, rows, y);
+      conv_part<OC - 1, STRIDE>(size, a, weights, bias, out_row, rows, left, right);
   }
+}
+
+// Output pixels whose inputs stay in the first-level cache while all output channels are computed;
+// a whole row where not even a few do.
+inline int stretch_pixels(const ConvArgs& a) {
+  const int64_t pixel =
+      static_cast<int64_t>(a.in.channels) * a.window.kernel_h * a.window.stride_w * sizeof(Vec);
+  constexpr int step = 2 * RLAL_TILE_PIXELS;
+  const int64_t fit = kInputsAtOnce / pixel / step * step;
+  return fit > 0 && fit < a.out.width ? static_cast<int>(fit) : a.out.width;
 }
 
 template <int STRIDE>
-void conv_rows(const ConvArgs& a) {
+void conv_region(const ConvArgs& a, const Region& region) {
   const Split split(a.out.channels, RLAL_TILE_CHANNELS);
   const int64_t taps = static_cast<int64_t>(a.in.channels) * a.window.kernel_h * a.window.kernel_w;
-  for (int y = 0; y < a.out.height; ++y) {
-    const Rows rows = rows_inside(a.window, a.in.height, y);
-    int channel = 0;
-    for (int part = 0; part < split.parts; ++part) {
-      const int size = split.size(part);
-      conv_part<RLAL_TILE_CHANNELS, STRIDE>(size, a, a.weights + taps * channel, a.bias + channel,
-                                            channel * a.out.channel_stride, rows, y);
-      channel += size;
-    }
-  }
-}
-
-void conv(const ConvArgs& a) {
-  switch (a.window.stride_w) {
-    case 1:
-      return conv_rows<1>(a);
-    case 2:
-      return conv_rows<2>(a);
-    default:
-      return conv_rows<0>(a);
-  }
-}
-
-void depthwise(const ConvArgs& a) {
-  const Window& w = a.window;
-  ConvArgs one = a;  // a channel of a depthwise convolution is a convolution of 1 x 1 channels
-  one.in.channels = one.out.channels = 1;
-  for (int c = 0; c < a.out.channels; ++c) {
-    one.weights = a.weights + static_cast<int64_t>(c) * w.kernel_h * w.kernel_w;
-    one.bias = a.bias + c;
-    conv(one);
-    one.in.data += a.in.channel_stride * kLanes;
-    one.out.data += a.out.channel_stride * kLanes;
-    if (one.residual) one.residual += a.out.channel_stride * kLanes;
-  }
-}
-
-#include "cpu/winograd.inl"
-
-template <bool MAX>
-void pool(const PoolArgs& a) {
-  const Window& w = a.window;
-  for (int c = 0; c < a.out.channels; ++c) {
-    const Vec* in = vectors(a.in.data) + c * a.in.channel_stride;
-    for (int y = 0; y < a.out.height; ++y) {
-      const Rows rows = rows_inside(w, a.in.height, y);
-      Vec* out = vectors(a.out.data) + c * a.out.channel_stride + y * a.out.row_stride;
-      for (int x = 0; x < a.out.width; ++x) {
-        int count = 0;
-        Vec sum = broadcast(MAX ? -__builtin_huge_valf() : 0.0f);
-        for (int ky = rows.first; ky < rows.last; ++ky)
-          for (int kx = 0; kx < w.kernel_w; ++kx) {
-            const int column = x * w.stride_w - w.pad_w + kx;
-            if (column < 0 || column >= a.in.width) continue;
-            const Vec value =
-                in[(static_cast<int64_t>(y) * w.stride_h - w.pad_h + ky) * a.in.row_stride +
-                   column];
-            if (MAX)
-              sum = (value > sum) | (value != value) ? value : sum;  // NaN wins, as in torch
-            else
-              sum += value;
-            ++count;
-          }
-        if (!MAX)
-          sum = sum /
-                broadcast(static_cast<float>(a.count_padding ? w.kernel_h * w.kernel_w : count));
-        out[x] = sum;
+  const int stretch = stretch_pixels(a);
+  for (int y = region.top; y < region.bottom; ++y) {
+    const Rows rows = rows_inside(a.window, a.in, y);
+    for (int left = region.left; left < region.right; left += stretch) {
+      const int right = left + stretch < region.right ? left + stretch : region.right;
+      int channel = 0;
+      for (int part = 0; part < split.parts; ++part) {
+        const int size = split.size(part);
+        conv_part<RLAL_TILE_CHANNELS, STRIDE>(size, a, a.weights + taps * channel, a.bias + channel,
+                                              channel * a.out.channel_stride + row_offset(a.out, y),
+                                              rows, left, right);
+        channel += size;
       }
     }
   }
 }
+
+#include "cpu/pointwise.inl"
+
+void conv(const ConvArgs& a, const Region& region) {
+  const Window& w = a.window;
+  if (w.kernel_h == 1 && w.kernel_w == 1 && w.pad_h == 0 && w.pad_w == 0)
+    return pointwise(a, region);
+  switch (a.window.stride_w) {
+    case 1:
+      return conv_region<1>(a, region);
+    case 2:
+      return conv_region<2>(a, region);
+    default:
+      return conv_region<0>(a, region);
+  }
+}
+
+#include "cpu/depthwise.inl"
+#include "cpu/winograd.inl"
+
+#include "cpu/pool.inl"
 
 void affine(const AffineArgs& a) {
   const Vec low = broadcast(a.low), high = broadcast(a.high);
@@ -268,11 +256,12 @@ const Kernels table = {RLAL_ISA_NAME,
                        kLanes,
                        RLAL_TILE_CHANNELS,
                        RLAL_WINOGRAD_CHANNELS,
+                       kPointwiseInputs,
                        conv,
-                       winograd,
                        depthwise,
                        pool<true>,
                        pool<false>,
+                       winograd,
                        affine,
                        select,
                        load_images,

@@ -41,15 +41,19 @@ inline int64_t winograd_stride(int channels, int tiles) {
 template <int ROWS, int ACROSS>
 void winograd_input(const ConvArgs& a, Vec* to, int64_t stride, int y, int x) {
   constexpr int T = ROWS * ACROSS;
-  const int64_t row = a.in.row_stride;
-  const Vec* channel = vectors(a.in.data) + (4 * y - 1) * row + 4 * x - 1;
+  int64_t offsets[4 * ROWS + 2];  // of the input rows; those outside are the zero row
+  for (int i = 0; i < 4 * ROWS + 2; ++i) {
+    const int row = 4 * y - a.window.pad_h + i;
+    offsets[i] = (row < 0 || row >= a.in.height ? a.in.stored : row) * a.in.row_stride;
+  }
+  const Vec* channel = vectors(a.in.data) + 4 * x - a.window.pad_w;
   Vec column[6][4 * ACROSS + 2];  // the vertical half, shared by neighbours in a row
   for (int c = 0; c < a.in.channels; ++c, channel += a.in.channel_stride)
     for (int r = 0; r < ROWS; ++r) {
+      const int64_t* o = offsets + 4 * r;
       for (int i = 0; i < 4 * ACROSS + 2; ++i) {
-        const Vec* d = channel + 4 * r * row + i;
-        const Six six =
-            input_transform(d[0], d[row], d[2 * row], d[3 * row], d[4 * row], d[5 * row]);
+        const Vec* d = channel + i;
+        const Six six = input_transform(d[o[0]], d[o[1]], d[o[2]], d[o[3]], d[o[4]], d[o[5]]);
         RLAL_UNROLL
         for (int k = 0; k < 6; ++k) column[k][i] = six.v[k];
       }
@@ -93,7 +97,26 @@ inline void winograd_part(int size, const float* weights, const Vec* in, int cha
   }
 }
 
-// Inverse transform, bias, residual and activation of one tile of one channel.
+// Bias, residual and activation of `width` pixels of a tile's row.
+inline void winograd_store(const ConvArgs& a, const Four& four, Vec bias, int64_t offset,
+                           int width) {
+  const Vec low = broadcast(a.low), high = broadcast(a.high);
+  Vec* out = vectors(a.out.data) + offset;
+  const Vec* residual = a.residual ? vectors(a.residual) + offset : nullptr;
+  if (width >= 4 && residual) {
+    RLAL_UNROLL
+    for (int j = 0; j < 4; ++j) out[j] = clamp(four.v[j] + bias + residual[j], low, high);
+  } else if (width >= 4) {
+    RLAL_UNROLL
+    for (int j = 0; j < 4; ++j) out[j] = clamp(four.v[j] + bias, low, high);
+  } else {
+    for (int j = 0; j < width; ++j)
+      out[j] = clamp(residual ? four.v[j] + bias + residual[j] : four.v[j] + bias, low, high);
+  }
+}
+
+// Inverse transform of one tile of one channel. At the right and lower edge of an image a part of
+// the tile lies outside and is not stored.
 inline void winograd_output(const ConvArgs& a, const Vec* from, int64_t stride, int channel, int y,
                             int x) {
   Vec rows[4][6];
@@ -105,22 +128,15 @@ inline void winograd_output(const ConvArgs& a, const Vec* from, int64_t stride, 
     RLAL_UNROLL
     for (int i = 0; i < 4; ++i) rows[i][j] = four.v[i];
   }
-  const Vec bias = broadcast(a.bias[channel]), low = broadcast(a.low), high = broadcast(a.high);
+  const Vec bias = broadcast(a.bias[channel]);
   const int64_t first = channel * a.out.channel_stride + 4 * y * a.out.row_stride + 4 * x;
+  const int height = a.out.height - 4 * y, width = a.out.width - 4 * x;
   RLAL_UNROLL
   for (int i = 0; i < 4; ++i) {
+    if (i >= height) return;
     const Vec* r = rows[i];
-    const Four four = output_transform(r[0], r[1], r[2], r[3], r[4], r[5]);
-    const int64_t offset = first + i * a.out.row_stride;
-    Vec* out = vectors(a.out.data) + offset;
-    if (a.residual) {
-      const Vec* residual = vectors(a.residual) + offset;
-      RLAL_UNROLL
-      for (int j = 0; j < 4; ++j) out[j] = clamp(four.v[j] + bias + residual[j], low, high);
-    } else {
-      RLAL_UNROLL
-      for (int j = 0; j < 4; ++j) out[j] = clamp(four.v[j] + bias, low, high);
-    }
+    winograd_store(a, output_transform(r[0], r[1], r[2], r[3], r[4], r[5]), bias,
+                   first + i * a.out.row_stride, width);
   }
 }
 
@@ -149,20 +165,26 @@ void winograd_tiles(const ConvArgs& a, int y, int x) {
       winograd_output(a, products + o * T + t, out_stride, o, y + t / ACROSS, x + t % ACROSS);
 }
 
-// A band of ROWS tile rows; what is left over at the right takes narrower blocks.
+// What is left of ROWS tile rows from tile column x on, in ever narrower blocks.
 template <int ROWS, int ACROSS>
-void winograd_band(const ConvArgs& a, int y, int x) {
-  for (; x + ACROSS <= a.out.width / 4; x += ACROSS) winograd_tiles<ROWS, ACROSS>(a, y, x);
-  if constexpr (ACROSS > 1) winograd_band<ROWS, ACROSS / 2>(a, y, x);
+void winograd_rest(const ConvArgs& a, int across, int y, int x) {
+  for (; x + ACROSS <= across; x += ACROSS) winograd_tiles<ROWS, ACROSS>(a, y, x);
+  if constexpr (ACROSS > 1) winograd_rest<ROWS, ACROSS / 2>(a, across, y, x);
 }
 
-// The output's height and width must be multiples of 4, the kernel 3 x 3 at stride 1 with
-// padding 1. Narrow images fill the registers with two rows of tiles.
+// Blocks of T tiles keep the registers full. Where a row of tiles ends in fewer, two rows give
+// theirs together.
 void winograd(const ConvArgs& a) {
   constexpr int T = RLAL_WINOGRAD_TILES;
-  const int down = a.out.height / 4, across = a.out.width / 4;
+  const int down = (a.out.height + 3) / 4, across = (a.out.width + 3) / 4;
   int y = 0;
-  if (across < T)
-    for (; y + 2 <= down; y += 2) winograd_band<2, T / 2>(a, y, 0);
-  for (; y < down; ++y) winograd_band<1, T>(a, y, 0);
+  for (; y + 2 <= down; y += 2) {
+    int x = 0;
+    for (; x + T <= across; x += T) {
+      winograd_tiles<1, T>(a, y, x);
+      winograd_tiles<1, T>(a, y + 1, x);
+    }
+    winograd_rest<2, T / 2>(a, across, y, x);
+  }
+  if (y < down) winograd_rest<1, T>(a, across, y, 0);
 }

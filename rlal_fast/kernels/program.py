@@ -91,21 +91,10 @@ class NativeProgram:
                 height, width = node.shape[1:] if len(node.shape) == 3 else (1, 1)
                 shapes.append((height, width))
                 classes.append(positions[node.index])
-        borders = self._borders()
         return [
-            {"height": h, "width": w, "border": borders.get((h, w), 0), "classes": c.tolist()}
+            {"height": h, "width": w, "classes": c.tolist()}
             for (h, w), c in zip(shapes, classes, strict=True)
         ]
-
-    def _borders(self) -> dict[tuple[int, int], int]:
-        """Zero border per image size: the widest padding of a convolution that reads the size."""
-        borders: dict[tuple[int, int], int] = {}
-        for node in self._nodes:
-            if node.op == "conv":
-                size = self._nodes[node.inputs[0]].shape[1:]
-                key = (size[0], size[1])
-                borders[key] = max(borders.get(key, 0), *node.attrs["padding"])
-        return borders
 
     def _lower(self, chain: _Fused) -> _Op:
         first = chain.nodes[0]

@@ -1,0 +1,42 @@
+#include "core/packing.h"
+
+#include "core/winograd.h"
+
+namespace rlal {
+
+// Direct: [register tile of output channels][input channel][tap][channel in tile]; Winograd: the
+// same for each of the 36 positions, which then is one tap; 1 x 1: the same for each chunk of input
+// channels. So a kernel reads it straight through.
+PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::vector<int>& out,
+                     const std::vector<int>& in, int height, int width) {
+  const int outputs = static_cast<int>(out.size()), inputs = static_cast<int>(in.size());
+  PackedConv packed;
+  packed.winograd = conv.transformed != nullptr && winograd_pays(inputs, outputs, height, width);
+  const int64_t taps = packed.winograd ? 1 : conv.taps;
+  const int64_t positions = packed.winograd ? kWinogradPositions : 1;
+  const Split tiles(outputs, packed.winograd ? kernels.winograd_channels : kernels.out_channels);
+  const Split chunks(inputs, conv.taps == 1 ? kernels.pointwise_inputs : inputs);
+  packed.weights.resize(out.size() * in.size() * taps * positions);
+  float* next = packed.weights.data();
+  for (int64_t position = 0; position < positions; ++position) {
+    const float* from =
+        packed.winograd ? conv.transformed + position * conv.full_in * conv.full_out : conv.weights;
+    for (int chunk = 0, left = 0; chunk < chunks.parts; left += chunks.size(chunk), ++chunk)
+      for (int tile = 0, first = 0; tile < tiles.parts; first += tiles.size(tile), ++tile)
+        for (int c = left; c < left + chunks.size(chunk); ++c)
+          for (int64_t tap = 0; tap < taps; ++tap)
+            for (int o = first; o < first + tiles.size(tile); ++o)
+              *next++ = from[(out[o] * conv.full_in + in[c]) * taps + tap];
+  }
+  return packed;
+}
+
+std::vector<float> pack_channels(const float* weights, int64_t taps, const std::vector<int>& kept) {
+  std::vector<float> packed;
+  packed.reserve(kept.size() * taps);
+  for (const int c : kept)
+    packed.insert(packed.end(), weights + c * taps, weights + (c + 1) * taps);
+  return packed;
+}
+
+}  // namespace rlal

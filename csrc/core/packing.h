@@ -1,0 +1,31 @@
+// Compact weights in the order in which the kernels read them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/kernels.h"
+
+namespace rlal {
+
+// The full weights of a dense convolution, [out][full_in][taps].
+struct FullConv {
+  const float* weights;
+  const float* transformed;  // [36][out][full_in], see winograd_weights; null: not applicable
+  int64_t full_out, full_in, taps;
+};
+
+struct PackedConv {
+  bool winograd = false;
+  std::vector<float> weights;
+};
+
+// The rows `out` and columns `in` of the full weights, by the algorithm that is fastest for these
+// numbers of channels and an output of height x width.
+PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::vector<int>& out,
+                     const std::vector<int>& in, int height, int width);
+
+// The kept channels of weights [channels][taps].
+std::vector<float> pack_channels(const float* weights, int64_t taps, const std::vector<int>& kept);
+
+}  // namespace rlal
