@@ -13,6 +13,7 @@
 
 #include "core/cost.h"
 #include "core/evaluate.h"
+#include "core/images.h"
 #include "core/masked_conv.h"
 #include "core/program.h"
 #include "cpu/isa.h"
@@ -151,27 +152,39 @@ void check_masks(const Program& program, const Array<uint8_t>& masks) {
           "masks must be uint8 [S, classes]");
 }
 
+const ImageBlocks* recalibration_of(const Images& images, const std::shared_ptr<Images>& other) {
+  if (other == nullptr) return nullptr;
+  require(other->program == images.program, "the recalibration images are of another program");
+  require(other->blocks.count() > 0, "a recalibration needs images");
+  return &other->blocks;
+}
+
 Array<int64_t> correct(const Images& images, const Array<int64_t>& labels,
-                       const Array<uint8_t>& masks, int threads) {
+                       const Array<uint8_t>& masks, int threads,
+                       const std::shared_ptr<Images>& recalibration) {
   check_masks(*images.program, masks);
+  const ImageBlocks* sent_first = recalibration_of(images, recalibration);
   require(labels.size() == images.blocks.count(), "one label per image");
   Array<int64_t> counts(masks.shape(0));
   int64_t* out = counts.mutable_data();
   without_gil([&](const Interrupted& interrupted) {
     return count_correct(*images.program, images.blocks, labels.data(), masks.data(),
-                         masks.shape(0), threads, interrupted, out);
+                         masks.shape(0), sent_first, threads, interrupted, out);
   });
   return counts;
 }
 
-Array<float> all_logits(const Images& images, const Array<uint8_t>& masks, int threads) {
+Array<float> all_logits(const Images& images, const Array<uint8_t>& masks, int threads,
+                        const std::shared_ptr<Images>& recalibration) {
   check_masks(*images.program, masks);
+  const ImageBlocks* sent_first = recalibration_of(images, recalibration);
   require(masks.shape(0) == 1, "logits are of one sub-network");
   Array<float> result({static_cast<py::ssize_t>(images.blocks.count()),
                        static_cast<py::ssize_t>(images.program->outputs())});
   float* out = result.mutable_data();
   without_gil([&](const Interrupted& interrupted) {
-    return logits(*images.program, images.blocks, masks.data(), threads, interrupted, out);
+    return logits(*images.program, images.blocks, masks.data(), sent_first, threads, interrupted,
+                  out);
   });
   return result;
 }
@@ -262,11 +275,19 @@ PYBIND11_MODULE(_rlal_fast, module) {
       .def("set_weights",
            [](Program& p, int op, const Array<float>& weights, const Array<float>& bias) {
              p.set_weights(op, weights.data(), weights.size(), bias.data(), bias.size());
+           })
+      .def("set_norm",
+           [](Program& p, int op, const Array<float>& weight, const Array<float>& bias, float eps) {
+             p.set_norm(op, {{weight.data(), weight.data() + weight.size()},
+                             {bias.data(), bias.data() + bias.size()},
+                             eps});
            });
 
   py::class_<Images, std::shared_ptr<Images>>(module, "Images")
       .def(py::init(&make_images))
-      .def("correct", &correct)
-      .def("logits", &all_logits)
+      .def("correct", &correct, py::arg("labels"), py::arg("masks"), py::arg("threads"),
+           py::arg("recalibration") = nullptr)
+      .def("logits", &all_logits, py::arg("masks"), py::arg("threads"),
+           py::arg("recalibration") = nullptr)
       .def("profile", &profiled);
 }

@@ -71,6 +71,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
         {"epochs": -1},
         {"episodes_per_epoch": 0},
         {"structures": 0},
+        {"bn_recalibrate": -1},
         {"seed": -1},
         {"seed": 2**63},
         {"search_epochs": -1},

@@ -213,6 +213,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "not-a-number": (["--epochs", "many"], "'--epochs': 'many' is not a valid integer"),
     "no-such-option": (["--prune", "0.5"], "No such option.*--prune"),
     "seed": (["--seed", "99999999999999999999"], r"seed=9+ must be below 2\*\*63"),
+    "recalibrate": (["--bn-recalibrate", "-1"], "bn_recalibrate=-1 must be at least 0"),
+    "recalibrate-more": (["--bn-recalibrate", "61"], "bn_recalibrate=61 asks for more than the 50"),
     "threads": (["--threads", "0"], r"threads=0 must be in 1\.\.1024"),
     "too-many-threads": (["--threads", "99999999999"], r"threads=9+ must be in 1\.\.1024"),
     "batch-size": (["--batch-size", "1"], "batch_size=1 must be at least 2"),

@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compaction": {"graph", "run_folder", "subnet", "tracing"},
     "evaluator": {"graph", "kernels", "subnet", "tracing"},
     "weights": {"data", "seeds"},
+    "recalibration": {"data", "seeds"},
     # between the two; the evaluator is whatever has its methods
     "env": {"agents", "flops", "graph", "replay", "subnet"},
     "structures": {"env", "graph", "subnet"},

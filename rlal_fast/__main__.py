@@ -111,6 +111,9 @@ _SEARCH = _options(
     _option("--environment-steps", default=50, help="Updates of that model per epoch."),
     _option("--structures", default=8, help="Best structures evaluated again each epoch."),
     _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
+    _option(
+        "--bn-recalibrate", default=0, help="Score by batch norm statistics of so many images."
+    ),
     _option("--a-max", default=0.8, help="Largest pruning ratio of a group."),
     _option("--min-width", default=1, help="Fewest channels of a group."),
     _option(

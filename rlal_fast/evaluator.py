@@ -41,24 +41,42 @@ class Evaluator:
         labels: integers [N].
         backend: "native", "torch" or "auto". The native backend uses torch.get_num_threads()
             threads.
+        recalibration_images: images like `images`; each sub-network is scored with the mean and
+            the unbiased variance of these at its batch norms, in place of the running statistics.
+            They pass through it as one batch, each batch norm in training mode, all else in eval
+            mode. None: the running statistics.
 
     Raises:
-        InputError: images, labels or backend that do not fit (named).
+        InputError: images, labels or backend that do not fit (named), or a recalibration that
+            cannot be: no batch norm, no images, or one value per channel, which has no variance.
         ImportError: backend "native" without the extension.
     """
 
     def __init__(
-        self, graph: PrunableGraph, images: Tensor, labels: Tensor, backend: str = "auto"
+        self,
+        graph: PrunableGraph,
+        images: Tensor,
+        labels: Tensor,
+        backend: str = "auto",
+        recalibration_images: Tensor | None = None,
     ) -> None:
         self.graph = graph
-        pixels = _checked_images(graph, images)
+        pixels = _checked_images(graph, images, "images")
         self._labels = _checked_labels(graph, labels, len(pixels))
-        self._backend = _make_backend(backend, graph, pixels, self._labels)
+        recalibration = None
+        if recalibration_images is not None:
+            recalibration = _checked_images(graph, recalibration_images, "recalibration_images")
+            _check_recalibration(graph, len(recalibration))
+        self._recalibrated_on = 0 if recalibration is None else len(recalibration)
+        self._backend = _make_backend(backend, graph, pixels, self._labels, recalibration)
         self.load_weights(graph.model)
 
     @property
     def description(self) -> str:
         """What runs, e.g. "native avx512"; for the report."""
+        if self._recalibrated_on:
+            counted = f"{self._recalibrated_on} image{'s' * (self._recalibrated_on > 1)}"
+            return f"{self._backend.description}, batch norm recalibrated on {counted}"
         return self._backend.description
 
     def __len__(self) -> int:
@@ -108,45 +126,59 @@ class Evaluator:
                 raise InputError("the evaluator takes sub-networks made by its own graph")
 
 
-def _make_backend(backend: str, graph: PrunableGraph, images: Tensor, labels: Tensor) -> _Backend:
+def _make_backend(
+    backend: str,
+    graph: PrunableGraph,
+    images: Tensor,
+    labels: Tensor,
+    recalibration: Tensor | None,
+) -> _Backend:
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
     if backend == "auto":
         backend = "native" if native.installed() else "torch"
-    if backend == "native":
-        return _NativeBackend(graph, images, labels)
-    return _TorchBackend(graph, images, labels)
+    kind = _NativeBackend if backend == "native" else _TorchBackend
+    return kind(graph, images, labels, recalibration)
 
 
 class _NativeBackend:
-    def __init__(self, graph: PrunableGraph, images: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, graph: PrunableGraph, images: Tensor, labels: Tensor, recalibration: Tensor | None
+    ) -> None:
         self._graph, self._labels = graph, labels.numpy()
         self._program = NativeProgram(graph.nodes, graph.positions, graph.class_count)
-        pixels = np.ascontiguousarray(images.numpy())
-        self._images = native.extension().Images(
-            self._program.native, pixels, torch.get_num_threads()
-        )
+        self._images = self._laid_out(images)
+        self._recalibration = [] if recalibration is None else [self._laid_out(recalibration)]
         self.description = f"native {self._program.native.isa}"
 
+    def _laid_out(self, images: Tensor) -> native.Images:
+        pixels = np.ascontiguousarray(images.numpy())
+        return native.extension().Images(self._program.native, pixels, torch.get_num_threads())
+
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        self._program.load_weights(state)
+        self._program.load_weights(state, recalibrate=bool(self._recalibration))
 
     def _masks(self, subnets: Sequence[Subnet]) -> NDArray[np.uint8]:
         return np.stack([self._graph.kept_classes(s) for s in subnets]).astype(np.uint8)
 
     def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
-        return self._images.correct(self._labels, self._masks(subnets), torch.get_num_threads())
+        masks, threads = self._masks(subnets), torch.get_num_threads()
+        return self._images.correct(self._labels, masks, threads, *self._recalibration)
 
     def logits(self, subnet: Subnet) -> Tensor:
-        return torch.from_numpy(self._images.logits(self._masks([subnet]), torch.get_num_threads()))
+        masks, threads = self._masks([subnet]), torch.get_num_threads()
+        return torch.from_numpy(self._images.logits(masks, threads, *self._recalibration))
 
 
 class _TorchBackend:
     description = "torch reference"
     _BATCH = 500
 
-    def __init__(self, graph: PrunableGraph, images: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, graph: PrunableGraph, images: Tensor, labels: Tensor, recalibration: Tensor | None
+    ) -> None:
         self._graph, self._images, self._labels = graph, images, labels
+        self._recalibration = recalibration
         self._state: dict[str, Tensor] = {}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
@@ -164,22 +196,42 @@ class _TorchBackend:
     @torch.no_grad()
     def logits(self, subnet: Subnet) -> Tensor:
         kept = self._graph.kept_positions(subnet)
-        nodes = self._graph.nodes
+        subnet_of = self._graph.nodes, self._state, kept
+        statistics = None
+        if self._recalibration is not None:
+            statistics = reference.subnet_statistics(*subnet_of, self._recalibration)
         parts = [
-            reference.subnet_logits(nodes, self._state, kept, batch)
+            reference.subnet_logits(*subnet_of, batch, statistics)
             for batch in self._images.split(self._BATCH)
         ]
         return torch.cat(parts)
 
 
-def _checked_images(graph: PrunableGraph, images: Tensor) -> Tensor:
+def _checked_images(graph: PrunableGraph, images: Tensor, name: str) -> Tensor:
     shape = graph.nodes[0].shape
     if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
         given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images must be a tensor [N, {', '.join(map(str, shape))}], not {given}")
+        raise InputError(f"{name} must be a tensor [N, {', '.join(map(str, shape))}], not {given}")
     if images.dtype != torch.float32:
-        raise InputError(f"images must be float32 and normalised, not {images.dtype}")
+        raise InputError(f"{name} must be float32 and normalised, not {images.dtype}")
     return images.detach().cpu()
+
+
+def _check_recalibration(graph: PrunableGraph, count: int) -> None:
+    norms = [node for node in graph.nodes if node.op == "batch_norm"]
+    if not norms:
+        raise InputError(
+            "the network has no batch norm to recalibrate: leave out recalibration_images "
+            "(bn_recalibrate=0)"
+        )
+    if not count:
+        raise InputError("recalibration_images must hold at least one image: hand in some, or None")
+    for node in norms:
+        if count * node.shape[1] * node.shape[2] == 1:
+            raise InputError(
+                f"one image gives batch norm {node.name} one value per channel, which has no "
+                "variance: recalibrate on two images or more"
+            )
 
 
 def _checked_labels(graph: PrunableGraph, labels: Tensor, count: int) -> Tensor:

@@ -42,6 +42,9 @@ class JointConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     importance: str = "l1"
+    bn_recalibrate: int = 0
+    """Training images whose batch norm statistics each sub-network is scored with. 0: the running
+    statistics."""
     structures: int = 8  # best structures that are evaluated again each epoch
     evaluator: str = "auto"
     seed: int = 0
@@ -55,6 +58,7 @@ class JointConfig:
             ("epochs", 0),
             ("episodes_per_epoch", 1),
             ("structures", 1),
+            ("bn_recalibrate", 0),
             ("seed", 0),
         ):
             if getattr(self, name) < least:

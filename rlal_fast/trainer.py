@@ -27,6 +27,7 @@ from rlal_fast.graph import PrunableGraph
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.latency import measure
 from rlal_fast.metrics import MetricsLog, Record
+from rlal_fast.recalibration import recalibrate, training_sample
 from rlal_fast.replay import ReplayBuffer
 from rlal_fast.report import Report
 from rlal_fast.run_folder import RunFolder
@@ -107,8 +108,9 @@ class JointTrainer:
             min_width=config.min_width,
             round_to=config.round_to,
         )
-        rewarded = data.normalised(data.reward)
-        self.evaluator = Evaluator(self.graph, rewarded, data.reward.labels, config.evaluator)
+        self.recalibration = training_sample(data, config.bn_recalibrate, config.seed)
+        rewarded = data.normalised(data.reward), data.reward.labels
+        self.evaluator = Evaluator(self.graph, *rewarded, config.evaluator, self.recalibration)
         self.env = PruningEnv(self.graph, self.budget, self.evaluator, config.importance)
         self.weights = WeightTrainer(
             model, data, config.weights, epochs=config.epochs, seed=config.seed, purpose="joint"
@@ -227,6 +229,8 @@ class JointTrainer:
         assert structure is not None  # the config leaves epochs for episodes
         test = self.data.test.images, self.data.test.labels, self.data.normalisation
         small = compact(self.model, structure)
+        if self.recalibration is not None:
+            recalibrate(small, self.recalibration)  # it is what was scored, even if never tuned
         baseline, as_cut = accuracy(self.model, *test), accuracy(small, *test)
 
         def finished(record: Record, tuning: dict[str, Any]) -> None:

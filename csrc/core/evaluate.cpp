@@ -2,17 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "core/execution.h"
 #include "core/parallel.h"
+#include "core/recalibration.h"
 
 namespace rlal {
 namespace {
 
 constexpr int64_t kPackedAtOnce =
     16;  // keeps the memory of a call flat, whatever the number of sub-networks
-
-const Interrupted kNever = [] { return false; };
 
 // As torch: the first of equal logits wins, and NaN counts as the largest.
 int argmax(const View& logits, int lanes, int lane) {
@@ -28,53 +28,47 @@ int argmax(const View& logits, int lanes, int lane) {
   return best;
 }
 
-class Arenas {  // one per thread, made by the thread that uses it
+// What each thread needs for itself, made by the thread that uses it.
+class Workspaces {
  public:
-  Arenas(const Program& program, int threads) : program_(program), arenas_(std::max(threads, 1)) {}
-  Arena& of(int thread) {
+  Workspaces(const Program& program, const ImageBlocks* recalibration, int threads)
+      : program_(program),
+        recalibration_(recalibration),
+        arenas_(std::max(threads, 1)),
+        recalibrations_(std::max(threads, 1)) {}
+
+  Arena& arena(int thread) {
     if (arenas_[thread].slots.empty()) arenas_[thread] = program_.layout().make_arena();
     return arenas_[thread];
   }
 
+  Packed pack(int thread, const uint8_t* mask) {
+    if (recalibration_ == nullptr) return program_.pack(mask);
+    std::unique_ptr<Recalibration>& own = recalibrations_[thread];
+    if (own == nullptr) own = std::make_unique<Recalibration>(program_, *recalibration_);
+    return own->pack(mask);
+  }
+
  private:
   const Program& program_;
+  const ImageBlocks* recalibration_;
   std::vector<Arena> arenas_;
+  std::vector<std::unique_ptr<Recalibration>> recalibrations_;
 };
 
 }  // namespace
 
-ImageBlocks::ImageBlocks(const Program& program, const float* images, int64_t count, int threads)
-    : count_(count),
-      block_floats_(program.layout().image_floats()),
-      lanes_(program.kernels().lanes) {
-  storage_ = Buffer(blocks() * block_floats_);
-  const TensorSpec& in = program.input();
-  const int channels = static_cast<int>(in.classes.size());
-  const int64_t stride = static_cast<int64_t>(channels) * in.height * in.width;
-  run_parallel(
-      threads, blocks(),
-      [&](int, int64_t b) {
-        program.kernels().load_images(images + b * lanes_ * stride, stride, in_block(b),
-                                      program.layout().view(0, block(b), channels));
-      },
-      kNever);
-}
-
-int ImageBlocks::in_block(int64_t block) const {
-  return static_cast<int>(std::min<int64_t>(lanes_, count_ - block * lanes_));
-}
-
 bool count_correct(const Program& program, const ImageBlocks& images, const int64_t* labels,
-                   const uint8_t* masks, int64_t subnets, int threads,
-                   const Interrupted& interrupted, int64_t* correct) {
+                   const uint8_t* masks, int64_t subnets, const ImageBlocks* recalibration,
+                   int threads, const Interrupted& interrupted, int64_t* correct) {
   const int lanes = program.kernels().lanes;
-  Arenas arenas(program, threads);
+  Workspaces spaces(program, recalibration, threads);
   std::fill(correct, correct + subnets, 0);
   for (int64_t first = 0; first < subnets; first += kPackedAtOnce) {
     const int64_t count = std::min(kPackedAtOnce, subnets - first);
     std::vector<Packed> packed(count);
-    const auto pack = [&](int, int64_t s) {
-      packed[s] = program.pack(masks + (first + s) * program.classes());
+    const auto pack = [&](int thread, int64_t s) {
+      packed[s] = spaces.pack(thread, masks + (first + s) * program.classes());
     };
     if (!run_parallel(threads, count, pack, interrupted)) return false;
 
@@ -82,7 +76,7 @@ bool count_correct(const Program& program, const ImageBlocks& images, const int6
         count * images.blocks());  // one cell per item: nothing shared between threads
     const auto score = [&](int thread, int64_t item) {
       const int64_t s = item / images.blocks(), b = item % images.blocks();
-      Execution execution(program, program.layout(), packed[s], arenas.of(thread));
+      Execution execution(program, program.layout(), packed[s], spaces.arena(thread));
       const View result = execution.run(images.block(b));
       for (int lane = 0; lane < images.in_block(b); ++lane)
         hits[item] += argmax(result, lanes, lane) == labels[b * lanes + lane];
@@ -94,15 +88,19 @@ bool count_correct(const Program& program, const ImageBlocks& images, const int6
   return true;
 }
 
-bool logits(const Program& program, const ImageBlocks& images, const uint8_t* mask, int threads,
-            const Interrupted& interrupted, float* out) {
+bool logits(const Program& program, const ImageBlocks& images, const uint8_t* mask,
+            const ImageBlocks* recalibration, int threads, const Interrupted& interrupted,
+            float* out) {
   const int lanes = program.kernels().lanes, classes = program.outputs();
-  const Packed packed = program.pack(mask);
-  Arenas arenas(program, threads);
+  Workspaces spaces(program, recalibration, threads);
+  Packed packed;
+  if (!run_parallel(
+          1, 1, [&](int thread, int64_t) { packed = spaces.pack(thread, mask); }, interrupted))
+    return false;
   return run_parallel(
       threads, images.blocks(),
       [&](int thread, int64_t b) {
-        Execution execution(program, program.layout(), packed, arenas.of(thread));
+        Execution execution(program, program.layout(), packed, spaces.arena(thread));
         const View result = execution.run(images.block(b));
         for (int lane = 0; lane < images.in_block(b); ++lane)
           for (int c = 0; c < classes; ++c)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 namespace rlal {
 namespace {
@@ -33,22 +34,43 @@ View Execution::run(float* images, double* seconds) {
       run_streamed(segment, images, seconds);
     } else {
       const View out = view(program_.network().ops[segment.first].output, images);
-      run_region(segment.first, {0, out.height, 0, out.width}, images, seconds);
+      run_timed(segment.first, {0, out.height, 0, out.width}, images, seconds);
     }
   }
   return view(program_.network().ops.back().output, images);
 }
 
-void Execution::run_region(int i, const Region& region, float* images, double* seconds) {
-  const auto start =
-      seconds ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+void Execution::run_op(int i, float* images, bool raw) {
+  const View out = view(program_.network().ops[i].output, images);
+  run_region(i, {0, out.height, 0, out.width}, images, raw);
+}
+
+void Execution::finish_op(int i, float* images, const ChannelAffine& affine) {
+  const OpSpec& op = program_.network().ops[i];
+  const View out = view(op.output, images);
+  const float* residual = op.residual < 0 ? nullptr : view(op.residual, images).data;
+  program_.kernels().affine(
+      {out, out, affine.scale.data(), affine.shift.data(), residual, op.low, op.high});
+}
+
+void Execution::run_timed(int i, const Region& region, float* images, double* seconds) {
+  if (seconds == nullptr) return run_region(i, region, images);
+  const auto start = std::chrono::steady_clock::now();
+  run_region(i, region, images);
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  seconds[i] += taken.count();
+}
+
+void Execution::run_region(int i, const Region& region, float* images, bool raw) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const OpSpec& op = program_.network().ops[i];
   const Kernels& kernels = program_.kernels();
   const View in = view(op.input, images), out = view(op.output, images);
-  const float* residual = op.residual < 0 ? nullptr : view(op.residual, images).data;
+  const float* residual = op.residual < 0 || raw ? nullptr : view(op.residual, images).data;
   const float *weights = packed_.weights[i].weights.data(), *bias = packed_.bias[i].data();
+  const float low = raw ? -kInfinity : op.low, high = raw ? kInfinity : op.high;
   const ConvArgs conv{
-      in, out, residual, weights, bias, op.window, op.low, op.high, arena_.scratch.data()};
+      in, out, residual, weights, bias, op.window, low, high, arena_.scratch.data()};
   switch (op.kind) {
     case OpKind::conv:
       if (packed_.weights[i].winograd)
@@ -66,15 +88,11 @@ void Execution::run_region(int i, const Region& region, float* images, double* s
       kernels.avg_pool({in, out, op.window, op.count_padding}, region);
       break;
     case OpKind::affine:
-      kernels.affine({in, out, weights, bias, residual, op.low, op.high});
+      kernels.affine({in, out, weights, bias, residual, low, high});
       break;
     case OpKind::select:
       kernels.select({in, out, packed_.sources[i].data(), op.window.stride_h, op.window.stride_w});
       break;
-  }
-  if (seconds) {
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-    seconds[i] += taken.count();
   }
 }
 
@@ -114,7 +132,7 @@ void Execution::run_streamed(const Segment& segment, float* images, double* seco
           inputs_of({y, y + 1}, w.kernel_h, w.stride_h, w.pad_h, w.dilation_h, height);
       while (done[k - 1] < rows.end) self(self, k - 1);
     }
-    run_region(i, {y, y + 1, columns[k].first, columns[k].end}, images, seconds);
+    run_timed(i, {y, y + 1, columns[k].first, columns[k].end}, images, seconds);
   };
 
   for (int left = 0; left < out.width; left += step) {

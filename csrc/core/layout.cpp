@@ -46,9 +46,9 @@ bool Layout::Geometry::operator==(const Geometry& other) const {
   return height == other.height && width == other.width && stored == other.stored;
 }
 
-Layout::Layout(const Network& network, int lanes, bool streamed)
-    : lanes_(lanes), image_channels_(network.channels(0)) {
-  find_segments(network, streamed);
+Layout::Layout(const Network& network, int lanes, Storage storage)
+    : lanes_(lanes), storage_(storage), image_channels_(network.channels(0)) {
+  find_segments(network);
   find_geometry(network);
   assign_slots(network);
   for (const OpSpec& op : network.ops) {
@@ -64,7 +64,7 @@ Layout::Layout(const Network& network, int lanes, bool streamed)
 // Depthwise convolutions, pools and what surrounds them: they do little work on the widest tensors,
 // so without interleaving they wait for memory. A segment ends after the convolution that follows a
 // depthwise one, whose output usually is narrow.
-void Layout::find_segments(const Network& network, bool streamed) {
+void Layout::find_segments(const Network& network) {
   const std::vector<int> readers = readers_of(network);
   const auto linked = [&](size_t i) {
     const OpSpec &op = network.ops[i], &next = network.ops[i + 1];
@@ -78,7 +78,7 @@ void Layout::find_segments(const Network& network, bool streamed) {
   };
   for (size_t i = 0; i < network.ops.size(); ++i) {
     size_t last = i;
-    while (streamed && last + 1 < network.ops.size() && linked(last) &&
+    while (storage_ == Storage::streamed && last + 1 < network.ops.size() && linked(last) &&
            !(last > i && network.ops[last - 1].kind == OpKind::depthwise &&
              network.ops[last].kind == OpKind::conv))
       ++last;
@@ -158,11 +158,12 @@ void Layout::assign_slots(const Network& network) {
     std::vector<int> dying;
     for (int i = first; i <= last; ++i) {
       const int residual = network.ops[i].residual;
-      bool read_otherwise = false;
+      bool read_otherwise = storage_ == Storage::whole;
       for (int j = first; j <= last; ++j) read_otherwise |= network.ops[j].input == residual;
       if (residual >= 0 && !read_otherwise) release(residual, s);
       take(network.ops[i].output);
-      dying.push_back(network.ops[i].input);  // a residual that is read otherwise is among these
+      dying.push_back(network.ops[i].input);
+      if (residual >= 0 && read_otherwise) dying.push_back(residual);
     }
     for (const int tensor : dying) release(tensor, s);
   }

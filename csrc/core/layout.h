@@ -40,8 +40,10 @@ struct Segment {
 // written, so the zeros around them stay.
 class Layout {
  public:
-  // With `streamed` false every operation is a segment and every tensor is stored whole.
-  Layout(const Network& network, int lanes, bool streamed);
+  // Whole: every operation is a segment, every tensor is stored whole, and a result never takes the
+  // place of the residual that is added to it.
+  enum class Storage { streamed, whole };
+  Layout(const Network& network, int lanes, Storage storage);
 
   const std::vector<Segment>& segments() const { return segments_; }
   // Whether an operation runs row by row, between tensors that are not stored whole.
@@ -68,12 +70,13 @@ class Layout {
     Geometry geometry;
     int channels;
   };
-  void find_segments(const Network& network, bool streamed);
+  void find_segments(const Network& network);
   void find_geometry(const Network& network);
   void assign_slots(const Network& network);
   int64_t floats(const Geometry& geometry, int channels) const;
 
   int lanes_;
+  Storage storage_;
   int64_t scratch_ = 0;
   int image_channels_;
   std::vector<Segment> segments_;

@@ -59,7 +59,7 @@ bool run_masked_conv(const Kernels& kernels, const MaskedConv& conv, int threads
   const int lanes = kernels.lanes;
   const PackedConv packed = pack(kernels, conv);
   const std::vector<float> bias = pack_channels(conv.bias, 1, conv.kept_out);
-  const Layout layout(network_of(conv), lanes, false);
+  const Layout layout(network_of(conv), lanes, Layout::Storage::whole);
   const int64_t blocks = (conv.images + lanes - 1) / lanes;
   std::vector<Workspace> spaces(std::max<int64_t>(std::min<int64_t>(threads, blocks), 1));
 

@@ -1,5 +1,7 @@
 #include "core/packing.h"
 
+#include <cstddef>
+
 #include "core/winograd.h"
 
 namespace rlal {
@@ -8,7 +10,8 @@ namespace rlal {
 // same for each of the 36 positions, which then is one tap; 1 x 1: the same for each chunk of input
 // channels. So a kernel reads it straight through.
 PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::vector<int>& out,
-                     const std::vector<int>& in, int height, int width) {
+                     const std::vector<int>& in, int height, int width,
+                     const std::vector<float>& scale) {
   const int outputs = static_cast<int>(out.size()), inputs = static_cast<int>(in.size());
   PackedConv packed;
   packed.winograd = conv.transformed != nullptr && winograd_pays(inputs, outputs, height, width);
@@ -26,16 +29,21 @@ PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::ve
         for (int c = left; c < left + chunks.size(chunk); ++c)
           for (int64_t tap = 0; tap < taps; ++tap)
             for (int o = first; o < first + tiles.size(tile); ++o)
-              *next++ = from[(out[o] * conv.full_in + in[c]) * taps + tap];
+              *next++ = from[(out[o] * conv.full_in + in[c]) * taps + tap] *
+                        (scale.empty() ? 1.0f : scale[o]);
   }
   return packed;
 }
 
-std::vector<float> pack_channels(const float* weights, int64_t taps, const std::vector<int>& kept) {
+std::vector<float> pack_channels(const float* weights, int64_t taps, const std::vector<int>& kept,
+                                 const ChannelAffine& affine) {
   std::vector<float> packed;
   packed.reserve(kept.size() * taps);
-  for (const int c : kept)
-    packed.insert(packed.end(), weights + c * taps, weights + (c + 1) * taps);
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const float weight = weights[kept[i] * taps + tap];
+      packed.push_back(affine.scale.empty() ? weight : weight * affine.scale[i] + affine.shift[i]);
+    }
   return packed;
 }
 

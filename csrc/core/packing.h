@@ -20,12 +20,20 @@ struct PackedConv {
   std::vector<float> weights;
 };
 
+// A factor and an addend for each kept output channel; empty: 1 and 0.
+struct ChannelAffine {
+  std::vector<float> scale, shift;
+};
+
 // The rows `out` and columns `in` of the full weights, by the algorithm that is fastest for these
-// numbers of channels and an output of height x width.
+// numbers of channels and an output of height x width. `scale` is per kept output channel, or
+// empty.
 PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::vector<int>& out,
-                     const std::vector<int>& in, int height, int width);
+                     const std::vector<int>& in, int height, int width,
+                     const std::vector<float>& scale = {});
 
 // The kept channels of weights [channels][taps].
-std::vector<float> pack_channels(const float* weights, int64_t taps, const std::vector<int>& kept);
+std::vector<float> pack_channels(const float* weights, int64_t taps, const std::vector<int>& kept,
+                                 const ChannelAffine& affine = {});
 
 }  // namespace rlal

@@ -28,7 +28,7 @@ void flush_denormals() {
 // Threads live for one call: starting them costs microseconds against milliseconds of work, and a
 // pool would not survive the fork of a data loader.
 bool run_parallel(int threads, int64_t items, const std::function<void(int, int64_t)>& work,
-                  const std::function<bool()>& interrupted) {
+                  const Interrupted& interrupted) {
   if (items <= 0) return true;
   const int count = static_cast<int>(std::clamp<int64_t>(threads, 1, items));
   std::atomic<int64_t> next{0};

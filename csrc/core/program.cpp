@@ -34,10 +34,11 @@ Program::Program(Network network, int classes, const Kernels& kernels)
     : network_(checked(std::move(network), classes)),
       classes_(classes),
       kernels_(kernels),
-      layout_(network_, kernels.lanes, true),
+      layout_(network_, kernels.lanes, Layout::Storage::streamed),
       weights_(network_.ops.size()),
       bias_(network_.ops.size()),
-      winograd_(network_.ops.size()) {}
+      winograd_(network_.ops.size()),
+      norms_(network_.ops.size()) {}
 
 int64_t Program::taps(int i) const {
   const OpSpec& op = network_.ops[i];
@@ -68,7 +69,19 @@ void Program::set_weights(int i, const float* weights, int64_t weight_count, con
   if (transform) winograd_[i] = winograd_weights(weights, weight_count / 9);
 }
 
-std::vector<int> Program::kept_of(int tensor, const uint8_t* kept_classes) const {
+void Program::set_norm(int i, Norm norm) {
+  const bool known =
+      i >= 0 && i < static_cast<int>(network_.ops.size()) && has_weights(network_.ops[i].kind);
+  const size_t outputs = known ? network_.channels(network_.ops[i].output) : 0;
+  if (!known || norm.weight.size() != outputs || norm.bias.size() != outputs)
+    throw std::invalid_argument("operation " + std::to_string(i) +
+                                " takes no batch norm of this size");
+  norms_[i] = std::move(norm);
+}
+
+const Norm* Program::norm(int i) const { return norms_[i].weight.empty() ? nullptr : &norms_[i]; }
+
+std::vector<int> Program::kept(int tensor, const uint8_t* kept_classes) const {
   std::vector<int> kept;
   const std::vector<int32_t>& classes = network_.tensors[tensor].classes;
   for (size_t c = 0; c < classes.size(); ++c)
@@ -76,35 +89,41 @@ std::vector<int> Program::kept_of(int tensor, const uint8_t* kept_classes) const
   return kept;
 }
 
-Packed Program::pack(const uint8_t* kept_classes) const {
+Packed Program::pack(const uint8_t* kept_classes,
+                     const std::vector<ChannelAffine>* corrections) const {
   Packed packed;
-  std::vector<std::vector<int>> kept;
+  std::vector<std::vector<int>> channels;
   for (size_t t = 0; t < network_.tensors.size(); ++t) {
-    kept.push_back(kept_of(static_cast<int>(t), kept_classes));
-    packed.channels.push_back(static_cast<int>(kept.back().size()));
+    channels.push_back(kept(static_cast<int>(t), kept_classes));
+    packed.channels.push_back(static_cast<int>(channels.back().size()));
   }
   packed.weights.resize(network_.ops.size());
   packed.bias.resize(network_.ops.size());
   packed.sources.resize(network_.ops.size());
-  for (size_t i = 0; i < network_.ops.size(); ++i) pack_op(static_cast<int>(i), kept, &packed);
+  const ChannelAffine none;
+  for (size_t i = 0; i < network_.ops.size(); ++i)
+    pack_op(static_cast<int>(i), channels, corrections ? (*corrections)[i] : none, &packed);
   return packed;
 }
 
-void Program::pack_op(int i, const std::vector<std::vector<int>>& kept, Packed* packed) const {
+void Program::pack_op(int i, const std::vector<std::vector<int>>& kept,
+                      const ChannelAffine& correction, Packed* packed) const {
   const OpSpec& op = network_.ops[i];
   const std::vector<int>&in = kept[op.input], &out = kept[op.output];
+  // weights are only scaled, biases shifted as well
+  const ChannelAffine scaling{correction.scale, std::vector<float>(correction.scale.size())};
   if (has_weights(op.kind)) {
     if (weights_[i].empty())
       throw std::invalid_argument("operation " + std::to_string(i) + " has no weights yet");
-    packed->bias[i] = pack_channels(bias_[i].data(), 1, out);
+    packed->bias[i] = pack_channels(bias_[i].data(), 1, out, correction);
   }
   if (op.kind == OpKind::conv) {
     const TensorSpec& to = network_.tensors[op.output];
     const FullConv full{weights_[i].data(), winograd_[i].empty() ? nullptr : winograd_[i].data(),
                         network_.channels(op.output), network_.channels(op.input), taps(i)};
-    packed->weights[i] = pack_conv(kernels_, full, out, in, to.height, to.width);
+    packed->weights[i] = pack_conv(kernels_, full, out, in, to.height, to.width, correction.scale);
   } else if (op.kind == OpKind::depthwise || op.kind == OpKind::affine) {
-    packed->weights[i].weights = pack_channels(weights_[i].data(), taps(i), out);
+    packed->weights[i].weights = pack_channels(weights_[i].data(), taps(i), out, scaling);
   } else if (op.kind == OpKind::select) {
     for (const int c : out) {
       const auto place = std::lower_bound(in.begin(), in.end(), c - op.pad_before);

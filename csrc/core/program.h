@@ -23,6 +23,12 @@ struct Packed {
   std::vector<std::vector<int32_t>> sources;  // per op, select only
 };
 
+// A batch norm whose statistics are measured for each sub-network, and so not folded.
+struct Norm {
+  std::vector<float> weight, bias;  // [out]
+  float eps;
+};
+
 class Program {
  public:
   // Throws std::invalid_argument.
@@ -39,13 +45,21 @@ class Program {
   void set_weights(int op, const float* weights, int64_t weight_count, const float* bias,
                    int64_t bias_count);
 
-  Packed pack(const uint8_t* kept_classes) const;
+  void set_norm(int op, Norm norm);
+  const Norm* norm(int op) const;  // null: none
+
+  // Channels of a tensor that a sub-network keeps.
+  std::vector<int> kept(int tensor, const uint8_t* kept_classes) const;
+
+  // `corrections` [ops], if given, are applied to the outputs.
+  Packed pack(const uint8_t* kept_classes,
+              const std::vector<ChannelAffine>* corrections = nullptr) const;
 
  private:
   int64_t taps(int op) const;
   int64_t weight_size(int op) const;
-  std::vector<int> kept_of(int tensor, const uint8_t* kept_classes) const;
-  void pack_op(int op, const std::vector<std::vector<int>>& kept, Packed* packed) const;
+  void pack_op(int op, const std::vector<std::vector<int>>& kept, const ChannelAffine& correction,
+               Packed* packed) const;
 
   Network network_;
   int classes_;
@@ -53,6 +67,7 @@ class Program {
   Layout layout_;
   std::vector<std::vector<float>> weights_, bias_;  // per op, full
   std::vector<std::vector<float>> winograd_;        // per op, full, [36][out][in]; empty: not so
+  std::vector<Norm> norms_;                         // per op; empty: none
 };
 
 }  // namespace rlal

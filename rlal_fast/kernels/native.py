@@ -46,15 +46,25 @@ class Program(Protocol):
         self, op: int, weights: NDArray[np.float32], bias: NDArray[np.float32]
     ) -> None: ...
 
+    def set_norm(
+        self, op: int, weight: NDArray[np.float32], bias: NDArray[np.float32], eps: float
+    ) -> None: ...
+
 
 class Images(Protocol):
-    """Reward images in a program's layout (`csrc/core/evaluate.h`)."""
+    """Images in a program's layout (`csrc/core/evaluate.h`)."""
 
     def correct(
-        self, labels: NDArray[np.int64], masks: NDArray[np.uint8], threads: int
+        self,
+        labels: NDArray[np.int64],
+        masks: NDArray[np.uint8],
+        threads: int,
+        recalibration: Images | None = None,
     ) -> NDArray[np.int64]: ...
 
-    def logits(self, masks: NDArray[np.uint8], threads: int) -> NDArray[np.float32]: ...
+    def logits(
+        self, masks: NDArray[np.uint8], threads: int, recalibration: Images | None = None
+    ) -> NDArray[np.float32]: ...
 
 
 _Program = Program  # inside Extension that name is the constructor

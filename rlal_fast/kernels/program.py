@@ -35,6 +35,11 @@ class _Fused:
     def end(self) -> int:
         return self.nodes[-1].index
 
+    @property
+    def norm(self) -> Node | None:
+        """Its batch norm; nothing but an addition and an activation can follow it in a chain."""
+        return next((node for node in self.nodes if node.op == "batch_norm"), None)
+
 
 @dataclass
 class _Op:
@@ -68,13 +73,21 @@ class NativeProgram:
         ops = [self._lower(chain) for chain in self._chains]
         self.native = native.extension().Program(tensors, [vars(op) for op in ops], class_count)
 
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Folds and hands over the full weights of a state dict; nothing is rebuilt."""
+    def load_weights(self, state: Mapping[str, Tensor], recalibrate: bool = False) -> None:
+        """Folds and hands over the full weights of a state dict; nothing is rebuilt.
+
+        With `recalibrate` the program must be run with recalibration images only: the weights and
+        biases of its batch norms are not folded but handed over, to be applied after statistics
+        that are measured for each sub-network.
+        """
         for index, chain in enumerate(self._chains):
-            folded = _fold(chain, state)
+            norm = chain.norm
+            folded = _fold(chain, state, None if recalibrate else norm)
             if folded is not None:
-                weight, bias = (np.ascontiguousarray(t.cpu().float().numpy()) for t in folded)
-                self.native.set_weights(index, weight, bias)
+                self.native.set_weights(index, *(_float32(tensor) for tensor in folded))
+            if recalibrate and norm is not None:
+                weight, bias = (_float32(state[norm.params[role]]) for role in ("weight", "bias"))
+                self.native.set_norm(index, weight, bias, norm.attrs["eps"])
 
     # -- lowering ----------------------------------------------------------------------------------
 
@@ -207,32 +220,37 @@ def _chain(start: Node, readers: Mapping[int, list[Node]], taken: set[int]) -> _
         chain.nodes.append(node)
 
 
-def _fold(chain: _Fused, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a chain with its batch norm folded in, computed in double precision."""
+def _fold(
+    chain: _Fused, state: Mapping[str, Tensor], norm: Node | None
+) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a chain with `norm` folded in, computed in double precision."""
     first = chain.nodes[0]
-    norm = next((node for node in chain.nodes if node.op == "batch_norm"), None)
     width = first.shape[0]
     if first.op == "rearrange":
         return torch.eye(width), torch.zeros(width)
-    if first.op in ("add", *_ACTIVATIONS):
+    if first.op == "batch_norm" and norm is not None:
+        return _affine(norm, state)
+    if first.op in ("batch_norm", "add", *_ACTIVATIONS):
         return torch.ones(width), torch.zeros(width)
-    if first.op not in ("conv", "linear", "batch_norm"):
+    if first.op not in ("conv", "linear"):
         return None
-    if first.op == "batch_norm":
-        weight = bias = None
-    else:
-        weight = state[first.params["weight"]].detach().double()
-        name = first.params.get("bias")
-        bias = state[name].detach().double() if name else torch.zeros(len(weight)).double()
-    if norm is not None:
-        scale, shift, mean, var = (
-            state[norm.params[role]].detach().double() for role in ("weight", "bias", "mean", "var")
-        )
-        scale = scale / torch.sqrt(var + norm.attrs["eps"])
-        if weight is None or bias is None:
-            return scale, shift - mean * scale
-        weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-        bias = (bias.to(mean.device) - mean) * scale + shift
-    assert weight is not None
-    assert bias is not None
-    return weight, bias
+    weight = state[first.params["weight"]].detach().double()
+    name = first.params.get("bias")
+    bias = state[name].detach().double() if name else weight.new_zeros(len(weight))
+    if norm is None:
+        return weight, bias
+    scale, shift = _affine(norm, state)
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
+
+
+def _affine(norm: Node, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as scale and shift, float64 [C] each."""
+    weight, bias, mean, var = (
+        state[norm.params[role]].detach().double() for role in ("weight", "bias", "mean", "var")
+    )
+    scale = weight / torch.sqrt(var + norm.attrs["eps"])
+    return scale, bias - mean * scale
+
+
+def _float32(tensor: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.detach().cpu().float().numpy())

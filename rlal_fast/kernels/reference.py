@@ -5,7 +5,7 @@ They are written to be plainly right, not fast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rlal_fast.flops import ChannelCount, CostTable
 
 IntArray = NDArray[np.int64]
+Statistics = dict[int, tuple[Tensor, Tensor]]
+"""Batch norm's node -> (mean [c], variance [c]) on the channels that stay."""
 
 
 def masked_conv2d(
@@ -59,6 +61,7 @@ def subnet_logits(
     state: Mapping[str, Tensor],
     kept: Sequence[IntArray],
     images: Tensor,  # [N, C, H, W]
+    statistics: Statistics | None = None,
 ) -> Tensor:  # [N, classes]
     """Runs a sub-network node by node, in eval mode, in the dtype of images and weights.
 
@@ -67,13 +70,67 @@ def subnet_logits(
         state: its full weights.
         kept: for each node, the channels of its output that stay.
         images: normalised images.
+        statistics: of every batch norm, in place of the running ones (`subnet_statistics`).
     """
-    values: list[Tensor] = []
+
+    def normalise(node: Node, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+        mean, var = stored["mean"], stored["var"]
+        if statistics is not None:
+            mean, var = statistics[node.index]
+        return F.batch_norm(x, mean, var, stored["weight"], stored["bias"], eps=node.attrs["eps"])
+
+    return _walk(nodes, state, kept, images, normalise)
+
+
+def subnet_statistics(
+    nodes: Sequence[Node],
+    state: Mapping[str, Tensor],
+    kept: Sequence[IntArray],
+    images: Tensor,  # [N, C, H, W]
+) -> Statistics:
+    """Batch norm recalibration: the statistics of a sub-network on one batch of images.
+
+    While the images pass, each batch norm normalises by the mean and the biased variance of the
+    batch itself. What is returned are the mean and the unbiased variance: the running statistics
+    of torch's modules with momentum None after a reset and one forward in training mode.
+
+    Args:
+        nodes, state, kept: as for `subnet_logits`; running statistics in `state` have no say.
+        images: normalised images; N * H * W at least 2 at each batch norm.
+    """
+    found: Statistics = {}
+
+    def normalise(node: Node, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+        found[node.index] = (x.mean((0, 2, 3)), x.var((0, 2, 3)))
+        scale, shift, eps = stored["weight"], stored["bias"], node.attrs["eps"]
+        return F.batch_norm(x, None, None, scale, shift, training=True, eps=eps)
+
+    _walk(nodes, state, kept, images, normalise)
+    return found
+
+
+def _walk(
+    nodes: Sequence[Node],
+    state: Mapping[str, Tensor],
+    kept: Sequence[IntArray],
+    images: Tensor,
+    normalise: Callable[[Node, Tensor, Mapping[str, Tensor]], Tensor],
+) -> Tensor:
     indices = [torch.from_numpy(positions) for positions in kept]
+    last_reader = {source: node.index for node in nodes for source in node.inputs}
+    values: dict[int, Tensor] = {}
     for node in nodes:
-        inputs = [values[i] for i in node.inputs]
-        values.append(_run(node, inputs, state, indices, images))
-    return values[-1]
+        inputs = [values[source] for source in node.inputs]
+        if node.op == "batch_norm":
+            here = indices[node.index]
+            stored = {role: state[name][here] for role, name in node.params.items()}
+            values[node.index] = normalise(node, inputs[0], stored)
+        else:
+            values[node.index] = _run(node, inputs, state, indices, images)
+        for source in node.inputs:  # a batch of images is large: what is read no more is let go
+            if last_reader[source] == node.index:
+                values.pop(source, None)
+    return values[nodes[-1].index]
 
 
 def _run(
@@ -103,9 +160,6 @@ def _run(
         bias = params.get("bias")
         weight = params["weight"][here][:, kept[node.inputs[0]]]
         return F.linear(inputs[0], weight, None if bias is None else bias[here])
-    if node.op == "batch_norm":
-        mean, var, scale, shift = (params[r][here] for r in ("mean", "var", "weight", "bias"))
-        return F.batch_norm(inputs[0], mean, var, scale, shift, eps=attrs["eps"])
     return _run_weightless(node, inputs, kept)
 
 

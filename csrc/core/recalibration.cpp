@@ -1,0 +1,85 @@
+#include "core/recalibration.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace rlal {
+namespace {
+
+// A batch norm with these statistics.
+ChannelAffine normalising(const Norm& norm, const std::vector<int>& kept,
+                          const std::vector<double>& mean, const std::vector<double>& variance) {
+  ChannelAffine affine;
+  for (size_t i = 0; i < kept.size(); ++i) {
+    const double scale = norm.weight[kept[i]] / std::sqrt(variance[i] + norm.eps);
+    affine.scale.push_back(static_cast<float>(scale));
+    affine.shift.push_back(static_cast<float>(norm.bias[kept[i]] - scale * mean[i]));
+  }
+  return affine;
+}
+
+}  // namespace
+
+Recalibration::Recalibration(const Program& program, const ImageBlocks& images)
+    : program_(program),
+      images_(images),
+      layout_(program.network(), program.kernels().lanes, Layout::Storage::whole) {
+  for (int64_t b = 0; b < images.blocks(); ++b) arenas_.push_back(layout_.make_arena());
+}
+
+Recalibration::Statistics Recalibration::measure(const Packed& packed, int tensor) const {
+  const int lanes = program_.kernels().lanes, channels = packed.channels[tensor];
+  std::vector<double> sums(channels), squares(channels);
+  int64_t count = 0;
+  for (int64_t b = 0; b < images_.blocks(); ++b) {
+    const View v = layout_.view(tensor, arenas_[b], channels);
+    count += static_cast<int64_t>(images_.in_block(b)) * v.height * v.width;
+    for (int c = 0; c < channels; ++c)
+      for (int y = 0; y < v.height; ++y) {
+        const float* row = v.data + (c * v.channel_stride + y * v.row_stride) * lanes;
+        for (int x = 0; x < v.width; ++x)
+          for (int lane = 0; lane < images_.in_block(b); ++lane) {
+            const double value = row[x * lanes + lane];
+            sums[c] += value;
+            squares[c] += value * value;
+          }
+      }
+  }
+  Statistics found;
+  for (int c = 0; c < channels; ++c) {
+    const double mean = sums[c] / static_cast<double>(count);
+    const double variance = squares[c] / static_cast<double>(count) - mean * mean;
+    found.mean.push_back(mean);
+    found.variance.push_back(std::max(variance, 0.0));
+  }
+  found.unbiased = count > 1 ? static_cast<double>(count) / static_cast<double>(count - 1) : 1;
+  return found;
+}
+
+Packed Recalibration::pack(const uint8_t* kept_classes) {
+  const Packed plain = program_.pack(kept_classes);
+  const Network& network = program_.network();
+  std::vector<ChannelAffine> corrections(network.ops.size());
+  for (size_t i = 0; i < network.ops.size(); ++i) {
+    const int op = static_cast<int>(i);
+    const Norm* norm = program_.norm(op);
+    for (int64_t b = 0; b < images_.blocks(); ++b) {
+      Execution execution(program_, layout_, plain, arenas_[b]);
+      execution.run_op(op, images_.block(b), norm != nullptr);
+    }
+    if (norm == nullptr) continue;
+    const int output = network.ops[i].output;
+    Statistics found = measure(plain, output);
+    const std::vector<int> kept = program_.kept(output, kept_classes);
+    const ChannelAffine passing = normalising(*norm, kept, found.mean, found.variance);
+    for (int64_t b = 0; b < images_.blocks(); ++b) {
+      Execution execution(program_, layout_, plain, arenas_[b]);
+      execution.finish_op(op, images_.block(b), passing);
+    }
+    for (double& variance : found.variance) variance *= found.unbiased;
+    corrections[i] = normalising(*norm, kept, found.mean, found.variance);
+  }
+  return program_.pack(kept_classes, &corrections);
+}
+
+}  // namespace rlal
