@@ -1,25 +1,28 @@
-"""Seconds to score many sub-networks of one network: the native evaluator against PyTorch.
+"""Seconds to score many sub-networks of one network: the native evaluator against its peers.
 
-    python benchmarks/bench_episode.py --weights full.safetensors --data-dir DIR --subnets 100
+    python benchmarks/bench_episode.py --weights full.safetensors --data-dir DIR --subnets 8
 
 Every system scores the same random sub-networks, all within the budget, on the same images with the
-same threads, set-up inside the clock (masking, cutting, compiling, packing). They take turns, a few
-sub-networks each; before the clock starts, each must give the logits of the float64 reference.
-Without --data-dir the images are random: speed is the same, accuracies mean nothing.
+same threads in fp32, set-up inside the clock (masking, cutting, folding, exporting, compiling).
+They take turns, some sub-networks each. Before the clock starts, each must give the logits of the
+float64 reference, and each peer has found the batch size and mode that suit it best here. Without
+--data-dir the images are random: speed is the same, accuracies mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import peers
 import torch
-import torch._inductor.config
+from held import ISAS, hold_to
 from machine import describe, write_result
+from systems import Native, PerSubnet, System, Turn, best_setting, logit_error
 from torch import Tensor, nn
 
 import rlal_fast as rf
@@ -29,235 +32,230 @@ from rlal_fast.env import PruningEnv
 from rlal_fast.evaluator import Evaluator
 from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
-from rlal_fast.kernels import reference
 from rlal_fast.subnet import Subnet
 
-Scored = tuple[float, Tensor]  # accuracy, logits of the first images
-_CHECKED = 64
+_OURS = "rlal_fast"
+_LARGEST_ERROR = 1e-4
 
 
-class Native:
-    """rlal_fast: all sub-networks of a turn in one call.
-
-    Each turn makes a new evaluator: laying out the images, folding and transforming the weights are
-    set-up, and so are inside its clock, although a run pays the first once and the rest per epoch.
-    """
-
-    name = "rlal_fast native"
-
-    def __init__(self, graph: PrunableGraph, images: Tensor, labels: Tensor) -> None:
-        self.given = graph, images, labels
-
-    def accuracies(self, subnets: list[Subnet]) -> list[float]:
-        return Evaluator(*self.given, "native").accuracies(subnets).tolist()
-
-    def logits(self, subnet: Subnet) -> Tensor:
-        return Evaluator(*self.given, "native").logits(subnet)[:_CHECKED]
-
-
-class Torch:
-    """A PyTorch way: `prepare` makes a module of a sub-network, then batches go through it."""
-
-    def __init__(
-        self,
-        name: str,
-        prepare: Callable[[Subnet], nn.Module],
-        images: Tensor,
-        labels: Tensor,
-        batch: int,
-    ) -> None:
-        self.name, self.prepare = name, prepare
-        self.batches = list(zip(images.split(batch), labels.split(batch), strict=True))
-        self.count, self.first = len(labels), images[:_CHECKED]
-
-    @torch.no_grad()
-    def accuracies(self, subnets: list[Subnet]) -> list[float]:
-        found = []
-        for subnet in subnets:
-            module = self.prepare(subnet)
-            hits = sum(int((module(x).argmax(1) == y).sum()) for x, y in self.batches)
-            found.append(hits / self.count)
-        return found
-
-    @torch.no_grad()
-    def logits(self, subnet: Subnet) -> Tensor:
-        return self.prepare(subnet)(self.first)
-
-
-def masked(model: nn.Module) -> Callable[[Subnet], nn.Module]:
-    """The usual way to try a sub-network: the full network with the removed channels zeroed."""
-    copy = rf.compact(model, PrunableGraph.trace(model, _EXAMPLE).full_subnet())
-    original = {name: t.clone() for name, t in model.state_dict().items()}
-
-    def prepare(subnet: Subnet) -> nn.Module:
-        state = {name: t.clone() for name, t in original.items()}
-        for group, kept in zip(subnet.graph.groups, subnet.kept, strict=True):
-            removed = np.setdiff1d(np.arange(group.width), kept)
-            for member in group.members:
-                state[member.tensor][member.rows[removed].reshape(-1)] = 0
-        copy.load_state_dict(state)
-        return copy
-
-    return prepare
-
-
-def compiled(model: nn.Module) -> Callable[[Subnet], nn.Module]:
-    """torch.compile of the compact network; each sub-network has other shapes, so each compiles."""
-
-    # A sub-network of a search is new: what an earlier run compiled must not be found on disk.
-    torch._inductor.config.force_disable_caches = True
-
-    def prepare(subnet: Subnet) -> nn.Module:
-        torch.compiler.reset()
-        module: nn.Module = torch.compile(rf.compact(model, subnet), dynamic=False)
-        return module
-
-    return prepare
-
-
-def compact_channels_last(model: nn.Module) -> Callable[[Subnet], nn.Module]:
-    return lambda subnet: rf.compact(model, subnet).to(memory_format=torch.channels_last)
-
-
-def check(system: Native | Torch, graph: PrunableGraph, subnet: Subnet, images: Tensor) -> float:
-    """Largest logit error relative to the largest logit; a system that is wrong is not timed."""
-    state = {name: t.double() for name, t in graph.model.state_dict().items()}
-    kept = graph.kept_positions(subnet)
-    truth = reference.subnet_logits(graph.nodes, state, kept, images[:_CHECKED].double())
-    error = float((system.logits(subnet).double() - truth).abs().max() / truth.abs().max())
-    if error > 1e-4:
-        raise SystemExit(f"{system.name} disagrees with the reference: {error:.1e}; not timed")
-    return error
-
-
-def best_batch(prepare: Callable[[Subnet], nn.Module], subnet: Subnet, images: Tensor) -> int:
-    """Each PyTorch way runs at the batch size that suits it best here."""
-    speeds = {}
-    part = images[:512]
-    for batch in (32, 64, 128, 256, 512):
-        module = prepare(subnet)
-        with torch.no_grad():
-            module(part[:batch])
-            start = time.perf_counter()
-            for x in part.split(batch):
-                module(x)
-        speeds[batch] = time.perf_counter() - start
-    return min(speeds, key=lambda batch: speeds[batch])
-
-
-def chunks(subnets: list[Subnet], size: int) -> Iterator[list[Subnet]]:
-    for first in range(0, len(subnets), size):
-        yield subnets[first : first + size]
-
-
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--weights", help="full weights (.safetensors); else random ones")
     parser.add_argument("--data-dir", help="an image folder; its reward split is used")
+    parser.add_argument("--image-size", type=int, default=32, help="of random images")
+    parser.add_argument("--classes", type=int, default=10, help="without --data-dir")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--subnets", type=int, default=100)
-    parser.add_argument("--compiled", type=int, default=100, help="sub-networks for torch.compile")
-    parser.add_argument("--turn", type=int, default=5, help="sub-networks in one turn")
+    parser.add_argument("--subnets", type=int, default=8)
+    parser.add_argument("--turn", type=int, default=4, help="sub-networks in one turn")
     parser.add_argument("--pruned-flops", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    known = ",".join(peers.ENTRIES)
+    parser.add_argument("--peers", default=known, help=f"of {known}; default: all")
+    parser.add_argument("--compiled", type=int, default=2, help="sub-networks for torch.compile")
+    parser.add_argument("--isa", choices=ISAS, help="hold every system to this instruction set")
     parser.add_argument("--result", help="name of the file under results/")
-    return parser.parse_args()
-
-
-_EXAMPLE = torch.zeros(1, 3, 32, 32)
+    args = parser.parse_args(given)
+    args.peers = [name for name in args.peers.split(",") if name]
+    if unknown := set(args.peers) - set(peers.ENTRIES):
+        parser.error(f"unknown peers {', '.join(sorted(unknown))}: known are {known}")
+    return args
 
 
 def main() -> None:
     args = arguments()
+    hold_to(args.isa)
+    result = measure(args)
+    _print(result)
+    if args.result:
+        print(write_result(args.result, result).name)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs everything; what it returns is what `write_result` stores."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = rf.models.create(args.arch, 10).eval()
+    images, labels, classes = _images(args)
+    args.images = len(images)  # there may be fewer than asked for
+    graph = _network(args, images, classes)
+    subnets = _subnets(graph, args, images[:1], labels[:1])
+    missing = {key: why for key in args.peers if (why := peers.missing(key, args.isa))}
+    installed = [key for key in args.peers if key not in missing]
+    systems, errors = _systems(installed, graph, images, labels, subnets)
+    turns = _take_turns(systems, subnets, args)
+    kept = graph.cost.macs([subnet.widths for subnet in subnets]).mean()
+    return {
+        "settings": _settings(args),
+        "network": {
+            "image_size": images.shape[-1],
+            "macs": int(graph.cost.macs(graph.full_widths)),
+            "macs_kept": float(kept),
+        },
+        "versions": _versions(installed),
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "missing": {peers.ENTRIES[key].title: why for key, why in missing.items()},
+        "rows": [_row(key, systems[key], turns, errors[key], args.turn) for key in systems],
+    }
+
+
+def _systems(
+    keys: list[str], graph: PrunableGraph, images: Tensor, labels: Tensor, subnets: list[Subnet]
+) -> tuple[dict[str, System], dict[str, float]]:
+    """Ours and the peers with their best settings, and the errors of their logits."""
+    few, threads = _few(images, labels), torch.get_num_threads()
+    systems: dict[str, System] = {_OURS: Native(graph, images, labels)}
+    errors = {_OURS: _checked(Native(graph, *few), graph, subnets[:2], images)}
+    for key in keys:
+        setting = best_setting(peers.load(key), graph, images, subnets[0], threads)
+        torch.set_num_threads(threads)
+        small = PerSubnet(key, graph, *few, setting)
+        errors[key] = _checked(small, graph, subnets[:2], images)
+        systems[key] = PerSubnet(key, graph, images, labels, setting)
+    return systems, errors
+
+
+def _network(args: argparse.Namespace, images: Tensor, classes: int) -> PrunableGraph:
+    model = rf.models.create(args.arch, classes).eval()
     if args.weights:
         compaction.load_full(model, args.weights)
-    images, labels = _images(args)
-    graph = PrunableGraph.trace(model, _EXAMPLE)
-    budget = Budget(graph.cost, args.pruned_flops)
-    scorer = Evaluator(graph, images[:1], labels[:1])
-    env = PruningEnv(graph, budget, scorer)
-    generator = torch.Generator().manual_seed(0)
-    subnets = env.rollout(RandomAgent(0.8), args.subnets, None, generator).subnets
-
-    ways = {
-        "PyTorch eager, masks": masked(model),
-        "PyTorch eager, compact": lambda subnet: rf.compact(model, subnet),
-        "PyTorch eager, compact, channels-last": compact_channels_last(model),
-    }
-    systems: list[Native | Torch] = [Native(graph, images, labels)]
-    for name, prepare in ways.items():
-        batch = best_batch(prepare, subnets[0], images)
-        systems.append(Torch(f"{name}, batch {batch}", prepare, images, labels, batch))
-    if args.compiled:
-        name = "torch.compile, compact, batch 250, compilation included"
-        systems.append(Torch(name, compiled(model), images, labels, 250))
-    errors = {system.name: check(system, graph, subnets[0], images) for system in systems}
-
-    times: dict[str, list[float]] = {system.name: [] for system in systems}
-    truth: dict[int, list[float]] = {}
-    for turn, part in enumerate(chunks(subnets, args.turn)):
-        for system in systems:
-            if "torch.compile" in system.name and (turn + 1) * args.turn > args.compiled:
-                continue
-            start = time.perf_counter()
-            found = system.accuracies(part)
-            times[system.name].append((time.perf_counter() - start) / len(part))
-            expected = truth.setdefault(turn, found)
-            ties = 1.5 / len(labels)  # an image whose two largest logits are equal to 1e-6
-            if max(abs(a - b) for a, b in zip(found, expected, strict=True)) > ties:
-                raise SystemExit(f"{system.name} gives {found}, {systems[0].name} {expected}")
-        print(
-            f"turn {turn + 1}: " + "  ".join(f"{t[-1]:.3f}" for t in times.values() if t),
-            flush=True,
-        )
-    _print(args, times, errors)
+    else:
+        _calibrate(model, images[:32])
+    return PrunableGraph.trace(model, images[:1])
 
 
-def _images(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def _images(args: argparse.Namespace) -> tuple[Tensor, Tensor, int]:
+    """Images, labels and the number of classes."""
     if args.data_dir:
         found = data.load("imagefolder", args.data_dir)
         images, labels = found.normalised(found.reward), found.reward.labels
-        return images[: args.images], labels[: args.images]
-    return torch.randn(args.images, 3, 32, 32), torch.randint(0, 10, (args.images,))
+        return images[: args.images], labels[: args.images], found.num_classes
+    images = torch.randn(args.images, 3, args.image_size, args.image_size)
+    return images, torch.randint(0, args.classes, (args.images,)), args.classes
 
 
-def _print(
-    args: argparse.Namespace, times: dict[str, list[float]], errors: dict[str, float]
-) -> None:
-    ours = next(iter(times.values()))
-    rows = []
-    machine = describe()
-    print(f"{args.arch}, {args.images} images, {machine['threads']} threads, {machine['cpu']}")
-    headings = ("system", "s each: median (min-max)", "s per 100", "measured", "ratio", "error")
-    print("{:<58}{:>28}{:>11}{:>10}{:>8}{:>9}".format(*headings))
-    for name, values in times.items():
-        median, mean = statistics.median(values), statistics.mean(values)
-        # turn by turn, so that a slow minute of the machine slows both sides of a ratio
-        ratio = statistics.median(t / o for t, o in zip(values, ours, strict=False))
-        measured = len(values) * args.turn
-        spread = f"{median:.3f} ({min(values):.3f}-{max(values):.3f})"
-        error = errors[name]
-        print(f"{name:<58}{spread:>28}{100 * mean:>11.1f}{measured:>10}{ratio:>8.2f}{error:>9.1e}")
-        rows.append(
-            {
-                "system": name,
-                "seconds_per_subnet": {"median": median, "min": min(values), "max": max(values)},
-                "seconds_per_100": 100 * mean,
-                "subnets_measured": measured,
-                "times_ours": ratio,
-                "relative_logit_error": error,
-            }
-        )
-    if args.result:
-        paths = ("weights", "data_dir")
-        settings = {
-            k: Path(v).name if k in paths and v else v for k, v in sorted(vars(args).items())
-        }
-        print(write_result(args.result, {"settings": settings, "rows": rows}).name)
+@torch.no_grad()
+def _calibrate(model: nn.Module, images: Tensor) -> None:
+    """Statistics of random weights, so that images differ in their logits and ranges are usual."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images)
+    model.eval()
+
+
+def _subnets(
+    graph: PrunableGraph, args: argparse.Namespace, image: Tensor, label: Tensor
+) -> list[Subnet]:
+    """What a search draws at first: random episodes within the budget."""
+    env = PruningEnv(graph, Budget(graph.cost, args.pruned_flops), Evaluator(graph, image, label))
+    generator = torch.Generator().manual_seed(0)
+    return env.rollout(RandomAgent(0.8), args.subnets, None, generator).subnets
+
+
+def _few(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Enough to compare logits by; 64-bit convolutions of large images are slow."""
+    count = 61 if images.shape[-1] <= 64 else 5  # odd: the last batch is never full
+    return images[:count], labels[:count]
+
+
+def _checked(system: System, graph: PrunableGraph, subnets: list[Subnet], images: Tensor) -> float:
+    """A system that is wrong is not timed; the second sub-network finds what the first left."""
+    found = zip(system.logits(subnets), subnets, strict=True)
+    error = max(logit_error(logits, graph, s, images[: len(logits)]) for logits, s in found)
+    print(f"{system.title} ({system.setting}): largest logit error {error:.1e}", flush=True)
+    if error > _LARGEST_ERROR:
+        raise SystemExit(f"{system.title} disagrees with the reference; nothing is timed")
+    return error
+
+
+def _take_turns(
+    systems: dict[str, System], subnets: list[Subnet], args: argparse.Namespace
+) -> dict[str, list[Turn]]:
+    """Interleaved: a slow minute of the machine slows all systems alike."""
+    turns: dict[str, list[Turn]] = {key: [] for key in systems}
+    for first in range(0, len(subnets), args.turn):
+        part = subnets[first : first + args.turn]
+        for key, system in systems.items():
+            mine = part[: max(0, args.compiled - first)] if key == "compiled" else part
+            if mine:
+                turns[key].append(system.turn(mine))
+                _agree(system.title, turns[key][-1], turns[_OURS][-1], args.images)
+        each = (f"{key} {found[-1].seconds:.3f}" for key, found in turns.items() if found)
+        print(f"{first + len(part)} of {len(subnets)}, s each: {', '.join(each)}", flush=True)
+    return turns
+
+
+def _agree(title: str, turn: Turn, ours: Turn, images: int) -> None:
+    ties = 1.5 / images  # an image whose two largest logits are equal to 1e-6
+    for theirs, expected in zip(turn.accuracies, ours.accuracies, strict=False):
+        if abs(theirs - expected) > ties:
+            raise SystemExit(f"{title} finds an accuracy of {theirs}, rlal_fast {expected}")
+
+
+def _row(
+    key: str, system: System, turns: dict[str, list[Turn]], error: float, size: int
+) -> dict[str, Any]:
+    mine = turns[key]
+    pairs = zip(mine, turns[_OURS], strict=False)
+    return {
+        "system": key,
+        "title": system.title,
+        "setting": system.setting,
+        "seconds_per_subnet": _spread([turn.seconds for turn in mine]),
+        "setup_seconds_per_subnet": _spread([turn.setup for turn in mine]),
+        "run_seconds_per_subnet": _spread([turn.run for turn in mine]),
+        # turn by turn, as a slow minute of the machine slows both sides of a ratio
+        "times_ours": _spread([turn.seconds / ours.seconds for turn, ours in pairs]),
+        "subnets_measured": sum(len(turn.accuracies) for turn in mine),
+        "relative_logit_error": error,
+        "setup_is_paid": f"once per turn of {size}" if key == _OURS else "per sub-network",
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    paths = ("weights", "data_dir")  # their places are nobody's business
+    return {k: Path(v).name if k in paths and v else v for k, v in sorted(vars(args).items())}
+
+
+def _versions(keys: list[str]) -> dict[str, str]:
+    packages = {name for key in keys for name in peers.ENTRIES[key].packages}
+    return {name: version(name) for name in sorted({"torch", *packages})}
+
+
+def _print(result: dict[str, Any]) -> None:
+    settings, network, machine = result["settings"], result["network"], describe()
+    print(
+        f"\n{settings['arch']}, {network['macs_kept'] / network['macs']:.1%} of "
+        f"{network['macs']:,} MACs kept, {settings['images']} images, {settings['threads']} "
+        f"threads, {machine['cpu']}, held to {settings['isa'] or 'nothing'}"
+    )
+    headings = ("system", "setting", "s each: median (min-max)", "set-up", "run")
+    layout = "{:<40}{:<38}{:>26}{:>9}{:>9}{:>27}{:>10}{:>9}"
+    print(layout.format(*headings, "times ours", "measured", "error"))
+    for row in result["rows"]:
+        if row["subnets_measured"]:
+            print(layout.format(row["title"], row["setting"], *_figures(row)))
+    for title, why in result["missing"].items():
+        print(f"{title}: {why}")
+    print(f"rlal_fast pays its set-up {result['rows'][0]['setup_is_paid']}, the others each time")
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    seconds, ratio = row["seconds_per_subnet"], row["times_ours"]
+    return [
+        f"{seconds['median']:.3f} ({seconds['min']:.3f}-{seconds['max']:.3f})",
+        f"{row['setup_seconds_per_subnet']['median']:.3f}",
+        f"{row['run_seconds_per_subnet']['median']:.3f}",
+        f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})",
+        f"{row['subnets_measured']}",
+        f"{row['relative_logit_error']:.1e}",
+    ]
 
 
 if __name__ == "__main__":

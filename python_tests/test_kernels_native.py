@@ -72,7 +72,7 @@ def test_an_unknown_instruction_set_names_the_known_ones(monkeypatch: pytest.Mon
 
 
 def tensor(size: int, classes: list[int]) -> dict[str, Any]:
-    return {"height": size, "width": size,  "classes": classes}
+    return {"height": size, "width": size, "classes": classes}
 
 
 def operation(kind: str, source: int, output: int, kernel: int, **changes: Any) -> dict[str, Any]:
