@@ -263,6 +263,10 @@ PYBIND11_MODULE(_rlal_fast, module) {
   module.def("version", [] { return RLAL_FAST_VERSION; });
   module.def("build_info", &build_info);
   module.def("masked_conv2d", &masked_conv);
+  module.def("fma_peak", [] {
+    const py::gil_scoped_release release;
+    return fma_peak(kernels());
+  });
 
   py::class_<CostModel>(module, "CostModel")
       .def(py::init(&make_cost_model))

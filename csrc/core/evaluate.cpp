@@ -1,6 +1,7 @@
 #include "core/evaluate.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <memory>
 
@@ -108,6 +109,18 @@ bool logits(const Program& program, const ImageBlocks& images, const uint8_t* ma
                 result.data[c * result.channel_stride * lanes + lane];
       },
       interrupted);
+}
+
+double fma_peak(const Kernels& kernels) {
+  constexpr int kTries = 20, kRounds = 200000;  // about a millisecond each
+  double best = 0;
+  for (int i = 0; i < kTries; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto operations = static_cast<double>(kernels.fma_loop(kRounds));
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    best = std::max(best, operations / taken.count());
+  }
+  return best;
 }
 
 std::vector<double> profile(const Program& program, const ImageBlocks& images,

@@ -22,6 +22,10 @@ bool logits(const Program& program, const ImageBlocks& images, const uint8_t* ma
             const ImageBlocks* recalibration, int threads, const Interrupted& interrupted,
             float* out);
 
+// Floating point operations per second of one thread that does nothing else but fused
+// multiply-adds, best of several tries; 0 where the instruction set has none.
+double fma_peak(const Kernels& kernels);
+
 // Seconds that each operation takes for all images, on the calling thread.
 std::vector<double> profile(const Program& program, const ImageBlocks& images, const uint8_t* mask);
 

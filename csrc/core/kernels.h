@@ -84,6 +84,9 @@ struct Kernels {
   // images from `count` on are zero
   void (*load_images)(const float* images, int64_t image_stride, int count, const View& view);
   void (*store_images)(const View& view, float* images, int64_t image_stride, int count);
+  // runs that many rounds of fused multiply-adds in registers; returns their floating point
+  // operations, 0 where the instruction set has none
+  int64_t (*fma_loop)(int64_t rounds);
 };
 
 // Register tiles: `channels` split evenly into the fewest parts of at most `most`, larger parts

@@ -1,55 +1,80 @@
 // Depthwise convolution, included by kernels.inl once per instruction set.
 
-// PX neighbouring pixels of one channel, 3 x 3 taps: a row's inputs are read once for its three
-// taps.
+// One output row of a channel, 3 x 3 taps.
+struct DepthwiseRow {
+  const Vec* in[3];  // the rows that the taps read, at the left of the first pixel
+  Vec* out;
+  const Vec* residual;  // or null
+  Vec bias, low, high;
+};
+
+// PX neighbouring pixels: a row's inputs are read once for its three taps.
 template <int PX, int STRIDE>
-inline void depthwise_tile(const ConvArgs& a, const Vec* channel, const float* weights, Vec bias,
-                           int64_t out_offset, const Rows& rows, int x) {
+inline void depthwise_tile(const DepthwiseRow& row, const Vec* weights, int first, int last,
+                           int x) {
   constexpr int kInputs = (PX - 1) * STRIDE + 3;
   Vec acc[PX];
   RLAL_UNROLL
-  for (int p = 0; p < PX; ++p) acc[p] = bias;
-  const Vec* first = channel + rows.start + x * STRIDE - a.window.pad_w;
-  for (int ky = rows.first; ky < rows.last; ++ky) {
-    const Vec* pixel = first + ky * a.in.row_stride - (ky < rows.wrap ? 0 : rows.wrapped);
+  for (int p = 0; p < PX; ++p) acc[p] = row.bias;
+  const auto add = [&](int ky) __attribute__((always_inline)) {
+    const Vec* pixel = row.in[ky] + x * STRIDE;
     Vec in[kInputs];
     RLAL_UNROLL
     for (int i = 0; i < kInputs; ++i) in[i] = pixel[i];
     RLAL_UNROLL
     for (int kx = 0; kx < 3; ++kx) {
-      const Vec weight = broadcast(weights[ky * 3 + kx]);
       RLAL_UNROLL
-      for (int p = 0; p < PX; ++p) acc[p] += weight * in[p * STRIDE + kx];
+      for (int p = 0; p < PX; ++p) acc[p] += weights[ky * 3 + kx] * in[p * STRIDE + kx];
     }
+  };
+  if (first == 0 && last == 3) {  // straight on, but for the first and the last row of an image
+    add(0);
+    add(1);
+    add(2);
+  } else {
+    for (int ky = first; ky < last; ++ky) add(ky);
   }
-  const Vec low = broadcast(a.low), high = broadcast(a.high);
-  Vec* out = vectors(a.out.data) + out_offset;
   RLAL_UNROLL
   for (int p = 0; p < PX; ++p) {
-    if (a.residual) acc[p] += vectors(a.residual)[out_offset + p];
-    out[p] = clamp(acc[p], low, high);
+    if (row.residual) acc[p] += row.residual[x + p];
+    row.out[x + p] = clamp(acc[p], row.low, row.high);
   }
 }
 
 template <int STRIDE>
-void depthwise_3x3(const ConvArgs& a, const Region& region) {
+inline void depthwise_row(const DepthwiseRow& row, const float* weights, int first, int last,
+                          int left, int right) {
   constexpr int PX = RLAL_DEPTHWISE_PIXELS;
+  Vec w[9];
+  RLAL_UNROLL
+  for (int i = 0; i < 9; ++i) w[i] = broadcast(weights[i]);
+  int x = left;
+  for (; x + PX <= right; x += PX) depthwise_tile<PX, STRIDE>(row, w, first, last, x);
+  if (x + PX / 2 <= right) {
+    depthwise_tile<PX / 2, STRIDE>(row, w, first, last, x);
+    x += PX / 2;
+  }
+  for (; x < right; ++x) depthwise_tile<1, STRIDE>(row, w, first, last, x);
+}
+
+template <int STRIDE>
+void depthwise_3x3(const ConvArgs& a, const Region& region) {
   for (int c = 0; c < a.out.channels; ++c) {
-    const Vec* channel = vectors(a.in.data) + c * a.in.channel_stride;
-    const float* weights = a.weights + static_cast<int64_t>(c) * 9;
-    const Vec bias = broadcast(a.bias[c]);
+    const Vec* channel = vectors(a.in.data) + c * a.in.channel_stride - a.window.pad_w;
     for (int y = region.top; y < region.bottom; ++y) {
       const Rows rows = rows_inside(a.window, a.in, y);
-      const int64_t row = c * a.out.channel_stride + row_offset(a.out, y);
-      int x = region.left;
-      for (; x + PX <= region.right; x += PX)
-        depthwise_tile<PX, STRIDE>(a, channel, weights, bias, row + x, rows, x);
-      if (x + PX / 2 <= region.right) {
-        depthwise_tile<PX / 2, STRIDE>(a, channel, weights, bias, row + x, rows, x);
-        x += PX / 2;
-      }
-      for (; x < region.right; ++x)
-        depthwise_tile<1, STRIDE>(a, channel, weights, bias, row + x, rows, x);
+      const int64_t out_row = c * a.out.channel_stride + row_offset(a.out, y);
+      DepthwiseRow row{{},
+                       vectors(a.out.data) + out_row,
+                       a.residual ? vectors(a.residual) + out_row : nullptr,
+                       broadcast(a.bias[c]),
+                       broadcast(a.low),
+                       broadcast(a.high)};
+      for (int ky = 0; ky < 3; ++ky)
+        row.in[ky] = channel + rows.start + ky * a.in.row_stride -
+                     (ky < rows.wrap ? 0 : rows.wrapped);
+      depthwise_row<STRIDE>(row, a.weights + static_cast<int64_t>(c) * 9, rows.first, rows.last,
+                            region.left, region.right);
     }
   }
 }

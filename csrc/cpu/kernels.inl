@@ -249,6 +249,8 @@ void store_images(const View& v, float* images, int64_t image_stride, int count)
     }
 }
 
+#include "cpu/peak.inl"
+
 }  // namespace
 
 extern const Kernels table;
@@ -265,7 +267,8 @@ const Kernels table = {RLAL_ISA_NAME,
                        affine,
                        select,
                        load_images,
-                       store_images};
+                       store_images,
+                       fma_loop};
 
 }  // namespace RLAL_ISA
 }  // namespace rlal
