@@ -4,6 +4,8 @@
 #include <chrono>
 #include <limits>
 
+#include "core/winograd.h"
+
 namespace rlal {
 namespace {
 
@@ -73,10 +75,7 @@ void Execution::run_region(int i, const Region& region, float* images, bool raw)
       in, out, residual, weights, bias, op.window, low, high, arena_.scratch.data()};
   switch (op.kind) {
     case OpKind::conv:
-      if (packed_.weights[i].winograd)
-        kernels.winograd(conv);
-      else
-        kernels.conv(conv, region);
+      (packed_.weights[i].winograd ? kernels.winograd : kernels.conv)(conv, region);
       break;
     case OpKind::depthwise:
       kernels.depthwise(conv, region);
@@ -96,9 +95,13 @@ void Execution::run_region(int i, const Region& region, float* images, bool raw)
   }
 }
 
-// Columns of the segment's result that are computed together.
+// Columns of the segment's result that are computed together; all where Winograd's tiles would not
+// fit the blocks.
 int Execution::streamed_columns(const Segment& segment) const {
   const Network& network = program_.network();
+  const int width = network.tensors[network.ops[segment.last].output].width;
+  for (int i = segment.first; i <= segment.last; ++i)
+    if (packed_.weights[i].winograd) return width;
   int64_t bytes = 0, pixels = 1;  // per column of the result; pixels of this tensor per column
   for (int i = segment.last; i > segment.first; --i) {
     pixels *= network.ops[i].window.stride_w;
@@ -106,7 +109,6 @@ int Execution::streamed_columns(const Segment& segment) const {
     bytes += pixels * between.stored * between.channels * program_.kernels().lanes *
              static_cast<int64_t>(sizeof(float));
   }
-  const int width = network.tensors[network.ops[segment.last].output].width;
   const int64_t fit = std::max<int64_t>(kStreamedBytes / bytes, kColumnStep);
   const int64_t blocks = (width + fit - 1) / fit;
   const int64_t columns = (width + blocks - 1) / blocks;
@@ -124,15 +126,18 @@ void Execution::run_streamed(const Segment& segment, float* images, double* seco
   std::vector<int> done(count);
 
   const auto produce = [&](const auto& self, int k) -> void {
-    const int i = segment.first + k, y = done[k]++;
+    const int i = segment.first + k, top = done[k];
     const Window& w = network.ops[i].window;
+    const int step = packed_.weights[i].winograd ? kWinogradRows : 1;
+    const int bottom = std::min(top + step, network.tensors[network.ops[i].output].height);
+    done[k] = bottom;
     if (k > 0) {
       const int height = network.tensors[network.ops[i].input].height;
       const Range rows =
-          inputs_of({y, y + 1}, w.kernel_h, w.stride_h, w.pad_h, w.dilation_h, height);
+          inputs_of({top, bottom}, w.kernel_h, w.stride_h, w.pad_h, w.dilation_h, height);
       while (done[k - 1] < rows.end) self(self, k - 1);
     }
-    run_timed(i, {y, y + 1, columns[k].first, columns[k].end}, images, seconds);
+    run_timed(i, {top, bottom, columns[k].first, columns[k].end}, images, seconds);
   };
 
   for (int left = 0; left < out.width; left += step) {
@@ -144,7 +149,7 @@ void Execution::run_streamed(const Segment& segment, float* images, double* seco
                                  network.tensors[op.input].width);
     }
     std::fill(done.begin(), done.end(), 0);
-    for (int y = 0; y < out.height; ++y) produce(produce, count - 1);
+    while (done[count - 1] < out.height) produce(produce, count - 1);
   }
 }
 

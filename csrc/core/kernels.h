@@ -76,8 +76,9 @@ struct Kernels {
   void (*depthwise)(const ConvArgs&, const Region&);  // weights [channel][kernel_h][kernel_w]
   void (*max_pool)(const PoolArgs&, const Region&);   // pools have no dilation
   void (*avg_pool)(const PoolArgs&, const Region&);
+  // 3x3, stride 1; weights packed by transformed position; the region is whole tile rows
+  void (*winograd)(const ConvArgs&, const Region&);
   // The rest compute all of it, from tensors that are stored whole.
-  void (*winograd)(const ConvArgs&);  // 3x3, stride 1; weights packed by transformed position
   void (*affine)(const AffineArgs&);
   void (*select)(const SelectArgs&);
   // images [lanes][channels][height][width] with `image_stride` floats between images -> view;

@@ -17,6 +17,10 @@ constexpr int64_t kStreamedFrom = 128 << 10;
 
 bool convolves(const OpSpec& op) { return op.kind == OpKind::conv || op.kind == OpKind::depthwise; }
 
+bool tiles(const OpSpec& op) {  // may be computed by Winograd, four rows at a time
+  return op.kind == OpKind::conv && winograd_applies(op.window);
+}
+
 bool has_regions(const OpSpec& op) {
   return op.kind != OpKind::affine && op.kind != OpKind::select;
 }
@@ -55,15 +59,16 @@ Layout::Layout(const Network& network, int lanes, Storage storage)
     if (!convolves(op)) continue;
     const bool dense = op.kind == OpKind::conv;
     scratch_ = std::max(scratch_, conv_scratch(dense ? network.channels(op.input) : 1, lanes));
-    if (dense && winograd_applies(op.window))
+    if (tiles(op))
       scratch_ = std::max(scratch_, winograd_scratch(network.channels(op.input),
                                                      network.channels(op.output), lanes));
   }
 }
 
-// Depthwise convolutions, pools and what surrounds them: they do little work on the widest tensors,
-// so without interleaving they wait for memory. A segment ends after the convolution that follows a
-// depthwise one, whose output usually is narrow.
+// Depthwise convolutions, pools and what surrounds them do little work on the widest tensors, so
+// without interleaving they wait for memory; such a segment ends after the convolution that follows
+// a depthwise one, whose output usually is narrow. Pairs of 3x3 convolutions keep what lies between
+// them, as in a residual block.
 void Layout::find_segments(const Network& network) {
   const std::vector<int> readers = readers_of(network);
   const auto linked = [&](size_t i) {
@@ -73,24 +78,23 @@ void Layout::find_segments(const Network& network) {
                           network.channels(op.output) * sizeof(float);
     const bool light = op.kind == OpKind::depthwise || next.kind == OpKind::depthwise ||
                        next.kind == OpKind::max_pool || next.kind == OpKind::avg_pool;
-    return light && has_regions(op) && has_regions(next) && next.input == op.output &&
+    const bool pair = tiles(op) && tiles(next);
+    return (light || pair) && has_regions(op) && has_regions(next) && next.input == op.output &&
            readers[op.output] == 1 && op.residual < 0 && bytes > kStreamedFrom;
+  };
+  const auto complete = [&](size_t first, size_t last) {
+    if (last == first) return false;
+    const OpSpec &before = network.ops[last - 1], &op = network.ops[last];
+    return tiles(op) || (before.kind == OpKind::depthwise && op.kind == OpKind::conv);
   };
   for (size_t i = 0; i < network.ops.size(); ++i) {
     size_t last = i;
     while (storage_ == Storage::streamed && last + 1 < network.ops.size() && linked(last) &&
-           !(last > i && network.ops[last - 1].kind == OpKind::depthwise &&
-             network.ops[last].kind == OpKind::conv))
+           !complete(i, last))
       ++last;
     segments_.push_back({static_cast<int>(i), static_cast<int>(last)});
     i = last;
   }
-}
-
-bool Layout::streams(int op) const {
-  return std::any_of(segments_.begin(), segments_.end(), [&](const Segment& s) {
-    return s.first <= op && op <= s.last && s.first < s.last;
-  });
 }
 
 // The zeros around an image size are as wide as any reader needs. They are the same for all tensors
@@ -106,8 +110,7 @@ void Layout::find_geometry(const Network& network) {
     const Window& w = op.window;
     int right =
         (out.width - 1) * w.stride_w - w.pad_w + (w.kernel_w - 1) * w.dilation_w + 1 - in.width;
-    if (op.kind == OpKind::conv && winograd_applies(w))
-      right = std::max(right, winograd_overshoot(w, in.width, out.width));
+    if (tiles(op)) right = std::max(right, winograd_overshoot(w, in.width, out.width));
     Zeros& z = zeros[{in.height, in.width}];
     z.left = std::max(z.left, w.pad_w);
     z.gap = std::max({z.gap, w.pad_w, right});
@@ -119,9 +122,11 @@ void Layout::find_geometry(const Network& network) {
   for (const Segment& segment : segments_)
     for (int i = segment.first + 1; i <= segment.last; ++i) {
       const Window& w = network.ops[i].window;
-      const int span = (w.kernel_h - 1) * w.dilation_h + 1;
+      const int read = tiles(network.ops[i]) ? kWinogradRows : 1;  // rows that are made in one step
+      const int made = tiles(network.ops[i - 1]) ? kWinogradRows : 1;
+      const int span = (read - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
       Geometry& g = geometry_[network.ops[i].input];
-      g.stored = std::min(g.height, span);
+      g.stored = std::min(g.height, span + made - 1);
     }
 }
 

@@ -46,8 +46,6 @@ class Layout {
   Layout(const Network& network, int lanes, Storage storage);
 
   const std::vector<Segment>& segments() const { return segments_; }
-  // Whether an operation runs row by row, between tensors that are not stored whole.
-  bool streams(int op) const;
   Arena make_arena() const;
 
   // `base` is the start of a tensor's buffer.

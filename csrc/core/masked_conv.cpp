@@ -81,11 +81,9 @@ bool run_masked_conv(const Kernels& kernels, const MaskedConv& conv, int threads
           kernels.load_images(conv.residual + b * lanes * out_stride, out_stride, count, result);
           args.residual = result.data;
         }
-        if (packed.winograd)
-          kernels.winograd(args);
-        else
-          (conv.depthwise ? kernels.depthwise : kernels.conv)(args,
-                                                              {0, result.height, 0, result.width});
+        (packed.winograd  ? kernels.winograd
+         : conv.depthwise ? kernels.depthwise
+                          : kernels.conv)(args, {0, result.height, 0, result.width});
         kernels.store_images(result, out + b * lanes * out_stride, out_stride, count);
       },
       interrupted);

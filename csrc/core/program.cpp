@@ -64,9 +64,8 @@ void Program::set_weights(int i, const float* weights, int64_t weight_count, con
         " and " + std::to_string(bias_count));
   weights_[i].assign(weights, weights + weight_count);
   bias_[i].assign(bias, bias + bias_count);
-  const bool transform = network_.ops[i].kind == OpKind::conv &&
-                         winograd_applies(network_.ops[i].window) && !layout_.streams(i);
-  if (transform) winograd_[i] = winograd_weights(weights, weight_count / 9);
+  if (network_.ops[i].kind == OpKind::conv && winograd_applies(network_.ops[i].window))
+    winograd_[i] = winograd_weights(weights, weight_count / 9);
 }
 
 void Program::set_norm(int i, Norm norm) {

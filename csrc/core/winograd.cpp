@@ -47,16 +47,18 @@ std::vector<float> winograd_weights(const float* weights, int64_t filters) {
       for (int j = 0; j < 3; ++j)
         half[i][j] = kG[i][0] * g[j] + kG[i][1] * g[3 + j] + kG[i][2] * g[6 + j];
     for (int i = 0; i < 6; ++i)
-      for (int j = 0; j < 6; ++j)
-        transformed[(i * 6 + j) * filters + f] = static_cast<float>(
-            half[i][0] * kG[j][0] + half[i][1] * kG[j][1] + half[i][2] * kG[j][2]);
+      for (int j = 0; j < 6; ++j) {
+        const double* row = half[i];
+        transformed[(i * 6 + j) * filters + f] =
+            static_cast<float>(row[0] * kG[j][0] + row[1] * kG[j][1] + row[2] * kG[j][2]);
+      }
   }
   return transformed;
 }
 
 int64_t winograd_scratch(int in_channels, int out_channels, int lanes) {
-  const int64_t planes = static_cast<int64_t>(in_channels + out_channels) * kTilesAtMost + 2;
-  return kWinogradPositions * planes * lanes;
+  const int64_t channel = kWinogradPositions * kTilesAtMost + 1;
+  return (in_channels + out_channels) * channel * lanes;
 }
 
 }  // namespace rlal

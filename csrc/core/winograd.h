@@ -9,6 +9,7 @@
 namespace rlal {
 
 constexpr int kWinogradPositions = 36;
+constexpr int kWinogradRows = 4;  // outputs of a tile in each direction
 
 // 3x3, stride 1, no dilation. Tiles of 4 x 4 outputs may stick out of the image.
 bool winograd_applies(const Window& window);

@@ -71,8 +71,8 @@ void depthwise_3x3(const ConvArgs& a, const Region& region) {
                        broadcast(a.low),
                        broadcast(a.high)};
       for (int ky = 0; ky < 3; ++ky)
-        row.in[ky] = channel + rows.start + ky * a.in.row_stride -
-                     (ky < rows.wrap ? 0 : rows.wrapped);
+        row.in[ky] =
+            channel + rows.start + ky * a.in.row_stride - (ky < rows.wrap ? 0 : rows.wrapped);
       depthwise_row<STRIDE>(row, a.weights + static_cast<int64_t>(c) * 9, rows.first, rows.last,
                             region.left, region.right);
     }
