@@ -4,8 +4,6 @@
 #include <chrono>
 #include <limits>
 
-#include "core/winograd.h"
-
 namespace rlal {
 namespace {
 
@@ -128,8 +126,8 @@ void Execution::run_streamed(const Segment& segment, float* images, double* seco
   const auto produce = [&](const auto& self, int k) -> void {
     const int i = segment.first + k, top = done[k];
     const Window& w = network.ops[i].window;
-    const int step = packed_.weights[i].winograd ? kWinogradRows : 1;
-    const int bottom = std::min(top + step, network.tensors[network.ops[i].output].height);
+    const int bottom =
+        std::min(top + rows_at_once(network, i), network.tensors[network.ops[i].output].height);
     done[k] = bottom;
     if (k > 0) {
       const int height = network.tensors[network.ops[i].input].height;

@@ -44,6 +44,15 @@ Buffer::Buffer(int64_t floats) : size_(floats) {
   data_.reset(memory);
 }
 
+// Short rows go together, so that what is set up for a row is shared by enough pixels.
+int rows_at_once(const Network& network, int op) {
+  constexpr int kPixels = 16;
+  constexpr int kMostRows = 4;
+  if (tiles(network.ops[op])) return kWinogradRows;
+  const int width = network.tensors[network.ops[op].output].width;
+  return std::clamp(kPixels / width, 1, kMostRows);
+}
+
 void Buffer::Free::operator()(float* p) const { std::free(p); }
 
 bool Layout::Geometry::operator==(const Geometry& other) const {
@@ -122,8 +131,7 @@ void Layout::find_geometry(const Network& network) {
   for (const Segment& segment : segments_)
     for (int i = segment.first + 1; i <= segment.last; ++i) {
       const Window& w = network.ops[i].window;
-      const int read = tiles(network.ops[i]) ? kWinogradRows : 1;  // rows that are made in one step
-      const int made = tiles(network.ops[i - 1]) ? kWinogradRows : 1;
+      const int read = rows_at_once(network, i), made = rows_at_once(network, i - 1);
       const int span = (read - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
       Geometry& g = geometry_[network.ops[i].input];
       g.stored = std::min(g.height, span + made - 1);

@@ -31,10 +31,14 @@ struct Arena {
 };
 
 // Operations [first, last]. In a segment of several each reads only what the one before it writes,
-// and they run row by row: the tensors between them keep only the rows that are still needed.
+// and they run a few rows at a time: the tensors between them keep only the rows that are still
+// needed.
 struct Segment {
   int first, last;
 };
+
+// Rows of its output that an operation of a segment computes at a time.
+int rows_at_once(const Network& network, int op);
 
 // Slots are shared by tensors of one geometry whose lives do not overlap. Only pixels are ever
 // written, so the zeros around them stay.
