@@ -21,8 +21,10 @@ types:
 tidy:
 	.ci/check-native tidy
 
-check-native: ## compile with warnings as errors; no instruction set leaks out of its file
+check-native: ## compile with warnings as errors; the kernels against plain loops, NEON under emulation
 	.ci/check-native compile
+	.ci/check-native checks
+	.ci/check-native neon
 
 format: ## rewrite the code in the house's format
 	ruff check --fix .

@@ -17,9 +17,14 @@
 namespace rlal {
 namespace {
 
+// The thread is ours, so nothing needs restoring.
 void flush_denormals() {
 #if defined(__x86_64__)
-  _mm_setcsr(_mm_getcsr() | 0x8040);  // FTZ and DAZ; the thread is ours, so nothing needs restoring
+  _mm_setcsr(_mm_getcsr() | 0x8040);  // FTZ and DAZ
+#elif defined(__aarch64__)
+  uint64_t control = 0;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+  __asm__ volatile("msr fpcr, %0" : : "r"(control | (1 << 24)));  // FZ
 #endif
 }
 

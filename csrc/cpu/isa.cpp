@@ -11,6 +11,9 @@ extern const Kernels table;
 namespace avx2 {
 extern const Kernels table;
 }
+namespace neon {
+extern const Kernels table;
+}
 namespace portable {
 extern const Kernels table;
 }
@@ -25,6 +28,9 @@ std::vector<const Kernels*> available_kernels() {
 #ifdef RLAL_FAST_WITH_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     found.push_back(&avx2::table);
+#endif
+#ifdef RLAL_FAST_WITH_NEON
+  found.push_back(&neon::table);  // a part of AArch64
 #endif
   found.push_back(&portable::table);
   return found;

@@ -1,4 +1,5 @@
-// Picks the kernels for this machine, once. RLAL_FAST_ISA=avx512|avx2|portable forces one.
+// Picks the kernels for this machine, once. RLAL_FAST_ISA=avx512|avx2|neon|portable forces
+// one.
 #pragma once
 
 #include <string>

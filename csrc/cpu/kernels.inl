@@ -12,8 +12,9 @@ namespace RLAL_ISA {
 namespace {
 
 // Loops over a register tile. Only when they are unrolled early does GCC keep the tile in
-// registers: left alone it writes the finished sums to the stack and copies them from there.
-#define RLAL_UNROLL _Pragma("GCC unroll 16")
+// registers: left alone it writes the finished sums to the stack and copies them from there. The
+// longest is the 17 inputs of 8 strided depthwise pixels; a loop that is longer is not unrolled.
+#define RLAL_UNROLL _Pragma("GCC unroll 17")
 
 constexpr int kLanes = RLAL_LANES;
 constexpr int64_t kInputsAtOnce = 32 << 10;  // bytes: what conv keeps in a first-level cache
