@@ -163,6 +163,22 @@ def test_every_channel_count_of_a_register_tile(isa: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_input_channels_that_go_in_chunks(
+    isa: str, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAL_FAST_ISA", isa)
+    for inputs, stride in product((127, 128, 129, 257, 300), (1, 2)):
+        weight, bias = torch.randn(31, 320, 1, 1), torch.randn(31)
+        kept_in, kept_out = some(inputs, 320), some(26, 31)
+        x = torch.randn(3, inputs, 3, 5)
+        out = truth(x, weight, bias, kept_in, kept_out, padding=padding, stride=stride)
+        settings: dict[str, Any] = {"padding": padding, "stride": stride, "activation": "relu6"}
+        residual = torch.randn(out.shape)
+        check(x, weight, bias, kept_in, kept_out, residual=residual, **settings)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_row_length_of_a_register_tile(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAL_FAST_ISA", isa)
     for kernel, width, stride in product((1, 3), range(1, 20), (1, 2, 3)):

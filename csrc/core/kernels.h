@@ -28,6 +28,11 @@ struct Window {
   int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
+// A matrix product over the channels, pixel by pixel.
+constexpr bool is_pointwise(const Window& w) {
+  return w.kernel_h == 1 && w.kernel_w == 1 && w.pad_h == 0 && w.pad_w == 0;
+}
+
 struct ConvArgs {
   View in, out;
   const float* residual;  // laid out like `out`, or null

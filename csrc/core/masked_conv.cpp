@@ -40,7 +40,7 @@ PackedConv pack(const Kernels& kernels, const MaskedConv& conv) {
   std::iota(out.begin(), out.end(), 0);
   std::iota(in.begin(), in.end(), 0);
   const FullConv full{kept.data(), transformed.empty() ? nullptr : transformed.data(), outputs,
-                      inputs, taps};
+                      inputs, conv.window};
   return pack_conv(kernels, full, out, in, conv.out_height(), conv.out_width());
 }
 

@@ -14,16 +14,19 @@ PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::ve
                      const std::vector<float>& scale) {
   const int outputs = static_cast<int>(out.size()), inputs = static_cast<int>(in.size());
   PackedConv packed;
-  packed.winograd = conv.transformed != nullptr && winograd_pays(inputs, outputs, height, width);
-  const int64_t taps = packed.winograd ? 1 : conv.taps;
+  const float* from = conv.weights;
+  if (conv.transformed != nullptr && winograd_pays(inputs, outputs, height, width)) {
+    packed.winograd = true;
+    from = conv.transformed;
+  }
+  const int64_t full_taps = static_cast<int64_t>(conv.window.kernel_h) * conv.window.kernel_w;
+  const int64_t taps = packed.winograd ? 1 : full_taps;
   const int64_t positions = packed.winograd ? kWinogradPositions : 1;
   const Split tiles(outputs, packed.winograd ? kernels.winograd_channels : kernels.out_channels);
-  const Split chunks(inputs, conv.taps == 1 ? kernels.pointwise_inputs : inputs);
+  const Split chunks(inputs, is_pointwise(conv.window) ? kernels.pointwise_inputs : inputs);
   packed.weights.resize(out.size() * in.size() * taps * positions);
   float* next = packed.weights.data();
-  for (int64_t position = 0; position < positions; ++position) {
-    const float* from =
-        packed.winograd ? conv.transformed + position * conv.full_in * conv.full_out : conv.weights;
+  for (int64_t position = 0; position < positions; ++position, from += conv.full_in * conv.full_out)
     for (int chunk = 0, left = 0; chunk < chunks.parts; left += chunks.size(chunk), ++chunk)
       for (int tile = 0, first = 0; tile < tiles.parts; first += tiles.size(tile), ++tile)
         for (int c = left; c < left + chunks.size(chunk); ++c)
@@ -31,7 +34,6 @@ PackedConv pack_conv(const Kernels& kernels, const FullConv& conv, const std::ve
             for (int o = first; o < first + tiles.size(tile); ++o)
               *next++ = from[(out[o] * conv.full_in + in[c]) * taps + tap] *
                         (scale.empty() ? 1.0f : scale[o]);
-  }
   return packed;
 }
 

@@ -8,11 +8,12 @@
 
 namespace rlal {
 
-// The full weights of a dense convolution, [out][full_in][taps].
+// A dense convolution with its full weights, [out][full_in][kernel_h][kernel_w].
 struct FullConv {
   const float* weights;
   const float* transformed;  // [36][out][full_in], see winograd_weights; null: not applicable
-  int64_t full_out, full_in, taps;
+  int64_t full_out, full_in;
+  Window window;
 };
 
 struct PackedConv {

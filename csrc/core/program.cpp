@@ -119,7 +119,7 @@ void Program::pack_op(int i, const std::vector<std::vector<int>>& kept,
   if (op.kind == OpKind::conv) {
     const TensorSpec& to = network_.tensors[op.output];
     const FullConv full{weights_[i].data(), winograd_[i].empty() ? nullptr : winograd_[i].data(),
-                        network_.channels(op.output), network_.channels(op.input), taps(i)};
+                        network_.channels(op.output), network_.channels(op.input), op.window};
     packed->weights[i] = pack_conv(kernels_, full, out, in, to.height, to.width, correction.scale);
   } else if (op.kind == OpKind::depthwise || op.kind == OpKind::affine) {
     packed->weights[i].weights = pack_channels(weights_[i].data(), taps(i), out, scaling);

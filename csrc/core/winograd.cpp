@@ -27,7 +27,8 @@ bool winograd_applies(const Window& w) {
 
 bool winograd_pays(int in_channels, int out_channels, int out_height, int out_width) {
   const double pairs = static_cast<double>(in_channels) * out_channels;
-  const double tiles = static_cast<double>((out_height + 3) / 4) * ((out_width + 3) / 4);
+  const int64_t down = (out_height + 3) / 4, across = (out_width + 3) / 4;
+  const auto tiles = static_cast<double>(down * across);
   const double pixels = static_cast<double>(out_height) * out_width;
   return tiles * (kProduct * pairs + kInput * in_channels + kOutput * out_channels) <
          kDirect * pixels * pairs;

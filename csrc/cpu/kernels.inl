@@ -182,9 +182,7 @@ void conv_region(const ConvArgs& a, const Region& region) {
 #include "cpu/pointwise.inl"
 
 void conv(const ConvArgs& a, const Region& region) {
-  const Window& w = a.window;
-  if (w.kernel_h == 1 && w.kernel_w == 1 && w.pad_h == 0 && w.pad_w == 0)
-    return pointwise(a, region);
+  if (is_pointwise(a.window)) return pointwise(a, region);
   switch (a.window.stride_w) {
     case 1:
       return conv_region<1>(a, region);
