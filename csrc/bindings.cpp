@@ -130,6 +130,19 @@ std::shared_ptr<Program> make_program(const std::vector<py::dict>& tensors,
   return std::make_shared<Program>(std::move(network), classes, kernels());
 }
 
+void set_weights(Program& program, int op, const Array<float>& weights, const Array<float>& bias,
+                 const py::object& scale, int threads) {
+  Array<double> factors;
+  if (!scale.is_none()) {
+    factors = scale.cast<Array<double>>();
+    require(factors.size() == bias.size(), "one scale per output channel");
+  }
+  const double* factor = scale.is_none() ? nullptr : factors.data();
+  const py::gil_scoped_release release;
+  program.set_weights(op, weights.data(), weights.size(), bias.data(), bias.size(), factor,
+                      threads);
+}
+
 // Images keep their program alive: their layout is its own.
 struct Images {
   std::shared_ptr<Program> program;
@@ -276,10 +289,8 @@ PYBIND11_MODULE(_rlal_fast, module) {
   py::class_<Program, std::shared_ptr<Program>>(module, "Program")
       .def(py::init(&make_program))
       .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
-      .def("set_weights",
-           [](Program& p, int op, const Array<float>& weights, const Array<float>& bias) {
-             p.set_weights(op, weights.data(), weights.size(), bias.data(), bias.size());
-           })
+      .def("set_weights", &set_weights, py::arg("op"), py::arg("weights"), py::arg("bias"),
+           py::arg("scale") = py::none(), py::arg("threads") = 1)
       .def("set_norm",
            [](Program& p, int op, const Array<float>& weight, const Array<float>& bias, float eps) {
              p.set_norm(op, {{weight.data(), weight.data() + weight.size()},

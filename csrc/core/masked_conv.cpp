@@ -23,7 +23,7 @@ Network network_of(const MaskedConv& conv) {
 }
 
 // Transforming the weights costs as much as multiplying them with some images.
-PackedConv pack(const Kernels& kernels, const MaskedConv& conv) {
+PackedConv pack(const Kernels& kernels, const MaskedConv& conv, int threads) {
   const int64_t taps = static_cast<int64_t>(conv.window.kernel_h) * conv.window.kernel_w;
   if (conv.depthwise) return {false, pack_channels(conv.weight, taps, conv.kept_out)};
   const int64_t outputs = static_cast<int64_t>(conv.kept_out.size());
@@ -35,7 +35,10 @@ PackedConv pack(const Kernels& kernels, const MaskedConv& conv) {
       next = std::copy_n(conv.weight + (static_cast<int64_t>(o) * conv.full_in + c) * taps, taps,
                          next);
   std::vector<float> transformed;
-  if (winograd_applies(conv.window)) transformed = winograd_weights(kept.data(), outputs * inputs);
+  if (winograd_applies(conv.window)) {
+    transformed.resize(kWinogradPositions * outputs * inputs);
+    transform_weights(kept.data(), nullptr, outputs, inputs, threads, transformed.data());
+  }
   std::vector<int> out(outputs), in(inputs);
   std::iota(out.begin(), out.end(), 0);
   std::iota(in.begin(), in.end(), 0);
@@ -57,7 +60,7 @@ bool run_masked_conv(const Kernels& kernels, const MaskedConv& conv, int threads
   const int in_channels = static_cast<int>(conv.kept_in.size());
   const int out_channels = static_cast<int>(conv.kept_out.size());
   const int lanes = kernels.lanes;
-  const PackedConv packed = pack(kernels, conv);
+  const PackedConv packed = pack(kernels, conv, threads);
   const std::vector<float> bias = pack_channels(conv.bias, 1, conv.kept_out);
   const Layout layout(network_of(conv), lanes, Layout::Storage::whole);
   const int64_t blocks = (conv.images + lanes - 1) / lanes;

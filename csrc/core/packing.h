@@ -11,7 +11,7 @@ namespace rlal {
 // A dense convolution with its full weights, [out][full_in][kernel_h][kernel_w].
 struct FullConv {
   const float* weights;
-  const float* transformed;  // [36][out][full_in], see winograd_weights; null: not applicable
+  const float* transformed;  // [36][out][full_in], see transform_weights; null: not applicable
   int64_t full_out, full_in;
   Window window;
 };

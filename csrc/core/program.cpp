@@ -53,7 +53,7 @@ int64_t Program::weight_size(int i) const {
 }
 
 void Program::set_weights(int i, const float* weights, int64_t weight_count, const float* bias,
-                          int64_t bias_count) {
+                          int64_t bias_count, const double* scale, int threads) {
   if (i < 0 || i >= static_cast<int>(network_.ops.size()) || !has_weights(network_.ops[i].kind))
     throw std::invalid_argument("operation " + std::to_string(i) + " has no weights");
   const int64_t outputs = network_.channels(network_.ops[i].output);
@@ -62,10 +62,15 @@ void Program::set_weights(int i, const float* weights, int64_t weight_count, con
         "operation " + std::to_string(i) + " has " + std::to_string(weight_size(i)) +
         " weights and " + std::to_string(outputs) + " biases, not " + std::to_string(weight_count) +
         " and " + std::to_string(bias_count));
-  weights_[i].assign(weights, weights + weight_count);
+  weights_[i].resize(weight_count);
+  const int64_t of_one = outputs > 0 ? weight_count / outputs : 0;
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t k = o * of_one; k < (o + 1) * of_one; ++k)
+      weights_[i][k] = scale ? static_cast<float>(weights[k] * scale[o]) : weights[k];
   bias_[i].assign(bias, bias + bias_count);
-  if (network_.ops[i].kind == OpKind::conv && winograd_applies(network_.ops[i].window))
-    winograd_[i] = winograd_weights(weights, weight_count / 9);
+  if (network_.ops[i].kind != OpKind::conv || !winograd_applies(network_.ops[i].window)) return;
+  winograd_[i].resize(kWinogradPositions * weight_count / 9);
+  transform_weights(weights, scale, outputs, of_one / 9, threads, winograd_[i].data());
 }
 
 void Program::set_norm(int i, Norm norm) {

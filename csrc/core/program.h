@@ -41,9 +41,10 @@ class Program {
   int outputs() const { return network_.channels(network_.ops.back().output); }
   int classes() const { return classes_; }
 
-  // Full weights: conv [out][in][kh][kw], depthwise [c][kh][kw], affine [c]; bias [out].
+  // Full weights: conv [out][in][kh][kw], depthwise [c][kh][kw], affine [c]; bias [out]. The
+  // weights are multiplied by scale [out] (null: 1), in double precision.
   void set_weights(int op, const float* weights, int64_t weight_count, const float* bias,
-                   int64_t bias_count);
+                   int64_t bias_count, const double* scale = nullptr, int threads = 1);
 
   void set_norm(int op, Norm norm);
   const Norm* norm(int op) const;  // null: none

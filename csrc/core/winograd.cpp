@@ -1,5 +1,9 @@
 #include "core/winograd.h"
 
+#include <algorithm>
+
+#include "core/parallel.h"
+
 namespace rlal {
 namespace {
 
@@ -10,13 +14,38 @@ constexpr int kTilesAtMost = 4;
 // traffic.
 constexpr double kProduct = 36, kDirect = 9, kInput = 190, kOutput = 225;
 
-// G of F(4, 3) for the points 0, 1, -1, 2, -2 and infinity.
-constexpr double kG[6][3] = {{1.0 / 4, 0, 0},
-                             {-1.0 / 6, -1.0 / 6, -1.0 / 6},
-                             {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                             {1.0 / 24, 1.0 / 12, 1.0 / 6},
-                             {1.0 / 24, -1.0 / 12, 1.0 / 6},
-                             {0, 0, 1}};
+constexpr int kFilters = 16;  // that are transformed together: enough to fill vectors
+
+using Filters = double[kFilters];
+
+// G of F(4, 3) for the points 0, 1, -1, 2, -2 and infinity: three taps become six.
+void transform(const Filters& g0, const Filters& g1, const Filters& g2, Filters* to) {
+  for (int f = 0; f < kFilters; ++f) {
+    const double even = (g0[f] + g2[f]) / 6, odd = g1[f] / 6;
+    const double wide = g0[f] / 24 + g2[f] / 6, slope = g1[f] / 12;
+    to[0][f] = g0[f] / 4;
+    to[1][f] = -even - odd;
+    to[2][f] = odd - even;
+    to[3][f] = wide + slope;
+    to[4][f] = wide - slope;
+    to[5][f] = g2[f];
+  }
+}
+
+// `count` filters [3][3] -> the same places of 36 planes that are `plane` apart.
+void transform_filters(const float* weights, double scale, int64_t count, int64_t plane,
+                       float* to) {
+  Filters taps[3][3] = {}, half[3][6], full[6];
+  for (int64_t f = 0; f < count; ++f)
+    for (int y = 0; y < 3; ++y)
+      for (int x = 0; x < 3; ++x) taps[x][y][f] = weights[f * 9 + y * 3 + x] * scale;
+  for (int x = 0; x < 3; ++x) transform(taps[x][0], taps[x][1], taps[x][2], half[x]);
+  for (int i = 0; i < 6; ++i) {
+    transform(half[0][i], half[1][i], half[2][i], full);
+    for (int j = 0; j < 6; ++j, to += plane)
+      for (int64_t f = 0; f < count; ++f) to[f] = static_cast<float>(full[j][f]);
+  }
+}
 
 }  // namespace
 
@@ -39,22 +68,17 @@ int winograd_overshoot(const Window& w, int in_width, int out_width) {
   return 4 * tiles + 2 - w.pad_w - in_width;
 }
 
-std::vector<float> winograd_weights(const float* weights, int64_t filters) {
-  std::vector<float> transformed(kWinogradPositions * filters);
-  for (int64_t f = 0; f < filters; ++f) {
-    const float* g = weights + f * 9;
-    double half[6][3];
-    for (int i = 0; i < 6; ++i)
-      for (int j = 0; j < 3; ++j)
-        half[i][j] = kG[i][0] * g[j] + kG[i][1] * g[3 + j] + kG[i][2] * g[6 + j];
-    for (int i = 0; i < 6; ++i)
-      for (int j = 0; j < 6; ++j) {
-        const double* row = half[i];
-        transformed[(i * 6 + j) * filters + f] =
-            static_cast<float>(row[0] * kG[j][0] + row[1] * kG[j][1] + row[2] * kG[j][2]);
-      }
-  }
-  return transformed;
+void transform_weights(const float* weights, const double* scale, int64_t out, int64_t in,
+                       int threads, float* to) {
+  const auto one = [&](int, int64_t o) {
+    for (int64_t i = 0; i < in; i += kFilters) {
+      const int64_t first = o * in + i;
+      transform_filters(weights + first * 9, scale ? scale[o] : 1,
+                        std::min<int64_t>(kFilters, in - i), out * in, to + first);
+    }
+  };
+  const bool small = out * in < 4096;  // not worth a thread
+  run_parallel(small ? 1 : threads, out, one, [] { return false; });
 }
 
 int64_t winograd_scratch(int in_channels, int out_channels, int lanes) {

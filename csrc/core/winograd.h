@@ -21,8 +21,10 @@ bool winograd_pays(int in_channels, int out_channels, int out_height, int out_wi
 // Pixels that the tiles read to the right of an image, beyond its last column.
 int winograd_overshoot(const Window& window, int in_width, int out_width);
 
-// weights [out][in][3][3] -> U [36][out][in], computed in double precision.
-std::vector<float> winograd_weights(const float* weights, int64_t filters);
+// weights [out][in][3][3], times scale [out] (null: 1) -> `to`, U [36][out][in], on `threads`
+// threads. Computed in double precision.
+void transform_weights(const float* weights, const double* scale, int64_t out, int64_t in,
+                       int threads, float* to);
 
 // Floats that the kernel needs as scratch for a block of tiles.
 int64_t winograd_scratch(int in_channels, int out_channels, int lanes);

@@ -43,7 +43,12 @@ class Program(Protocol):
     isa: str
 
     def set_weights(
-        self, op: int, weights: NDArray[np.float32], bias: NDArray[np.float32]
+        self,
+        op: int,
+        weights: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        scale: NDArray[np.float64] | None = None,
+        threads: int = 1,
     ) -> None: ...
 
     def set_norm(

@@ -84,10 +84,12 @@ class NativeProgram:
             norm = chain.norm
             folded = _fold(chain, state, None if recalibrate else norm)
             if folded is not None:
-                self.native.set_weights(index, *(_float32(tensor) for tensor in folded))
+                weight, scale, bias = folded
+                threads = torch.get_num_threads()
+                self.native.set_weights(index, weight, bias.astype(np.float32), scale, threads)
             if recalibrate and norm is not None:
-                weight, bias = (_float32(state[norm.params[role]]) for role in ("weight", "bias"))
-                self.native.set_norm(index, weight, bias, norm.attrs["eps"])
+                own = [_float32(state[norm.params[role]]) for role in ("weight", "bias")]
+                self.native.set_norm(index, own[0], own[1], norm.attrs["eps"])
 
     # -- lowering ----------------------------------------------------------------------------------
 
@@ -220,36 +222,49 @@ def _chain(start: Node, readers: Mapping[int, list[Node]], taken: set[int]) -> _
         chain.nodes.append(node)
 
 
-def _fold(
-    chain: _Fused, state: Mapping[str, Tensor], norm: Node | None
-) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a chain with `norm` folded in, computed in double precision."""
+_Weights = tuple[NDArray[np.float32], NDArray[np.float64] | None, NDArray[np.float64]]
+
+
+def _fold(chain: _Fused, state: Mapping[str, Tensor], norm: Node | None) -> _Weights | None:
+    """Weight, scale and bias of a chain with `norm` folded in.
+
+    The weight is still to be multiplied by the scale, [C_out] or None: the native part does it in
+    the pass in which it copies, and no second copy of a large weight is made here. Numpy, because
+    torch may wake its threads for a handful of numbers.
+    """
     first = chain.nodes[0]
     width = first.shape[0]
     if first.op == "rearrange":
-        return torch.eye(width), torch.zeros(width)
+        return np.eye(width, dtype=np.float32), None, np.zeros(width)
     if first.op == "batch_norm" and norm is not None:
-        return _affine(norm, state)
+        return np.ones(width, dtype=np.float32), *_affine(norm, state)
     if first.op in ("batch_norm", "add", *_ACTIVATIONS):
-        return torch.ones(width), torch.zeros(width)
+        return np.ones(width, dtype=np.float32), None, np.zeros(width)
     if first.op not in ("conv", "linear"):
         return None
-    weight = state[first.params["weight"]].detach().double()
+    weight = _float32(state[first.params["weight"]])
     name = first.params.get("bias")
-    bias = state[name].detach().double() if name else weight.new_zeros(len(weight))
+    bias = _float64(state[name]) if name else np.zeros(len(weight))
     if norm is None:
-        return weight, bias
+        return weight, None, bias
     scale, shift = _affine(norm, state)
-    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
+    return weight, scale, bias * scale + shift
 
 
-def _affine(norm: Node, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as scale and shift, float64 [C] each."""
+def _affine(
+    norm: Node, state: Mapping[str, Tensor]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A batch norm in eval mode as scale and shift, [C] each."""
     weight, bias, mean, var = (
-        state[norm.params[role]].detach().double() for role in ("weight", "bias", "mean", "var")
+        _float64(state[norm.params[role]]) for role in ("weight", "bias", "mean", "var")
     )
-    scale = weight / torch.sqrt(var + norm.attrs["eps"])
-    return scale, bias - mean * scale
+    with np.errstate(all="ignore"):  # what is no number stays so, as in torch
+        scale = weight / np.sqrt(var + norm.attrs["eps"])
+        return scale, bias - mean * scale
+
+
+def _float64(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().cpu().double().numpy()
 
 
 def _float32(tensor: Tensor) -> NDArray[np.float32]:
