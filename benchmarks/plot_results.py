@@ -2,7 +2,7 @@
 
     python benchmarks/plot_results.py
 
-Writes results/episodes.png and results/episodes.svg.
+Writes results/episodes.png and results/episodes.svg, and prints the figures as a Markdown table.
 """
 
 from __future__ import annotations
@@ -87,6 +87,27 @@ def _heading(result: dict[str, Any]) -> str:
     return f"{name}, {settings['images']} images of {size} x {size}, {threads}{held}"
 
 
+def table(given: list[dict[str, Any]]) -> str:
+    """The same in Markdown: our seconds and each peer's ratio, with their ranges over the turns."""
+    titles = list(dict.fromkeys(row["title"] for result in given for row in result["rows"]))
+    lines = [
+        "| network | " + " | ".join(titles) + " |",
+        "|" + "---|" * (len(titles) + 1),
+    ]
+    for result in given:
+        rows = {row["title"]: row for row in result["rows"] if row["times_ours"]}
+        cells = [_cell(rows[title]) if title in rows else "" for title in titles]
+        lines.append(f"| {_heading(result)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    values = row["seconds_per_subnet" if row["system"] == "rlal_fast" else "times_ours"]
+    if row["system"] == "rlal_fast":
+        return f"{values['median']:.3f} s ({values['min']:.3f} to {values['max']:.3f})"
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
+
+
 def main() -> None:
     given = results(RESULTS)
     if not given:
@@ -96,7 +117,7 @@ def main() -> None:
         figure = draw(given)
         figure.savefig(RESULTS / "episodes.png", dpi=140)
         figure.savefig(RESULTS / "episodes.svg", metadata={"Date": None})
-    print("episodes.png, episodes.svg")
+    print(table(given))
 
 
 if __name__ == "__main__":
