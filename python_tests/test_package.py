@@ -281,13 +281,15 @@ def test_readme_uses_public_names(readme: str) -> None:
     assert names <= set(rlal_fast.__all__)
 
 
-def test_readme_example_runs(
+def test_readme_examples_run(
     readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", readme, re.S)
-    monkeypatch.chdir(tmp_path)  # the example saves a network
+    whole, convolution = re.findall(r"```python\n(.*?)```", readme, re.S)
+    monkeypatch.chdir(tmp_path)  # the first example saves a network
     names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(convolution, "README.md", "exec"), names)
+    assert names["out"].shape == (8, 3, 32, 32)
+    exec(compile(whole, "README.md", "exec"), names)
     assert "27 prunable groups" in capsys.readouterr().out
     outputs = [names[model].eval()(names["images"]) for model in ("small", "again")]
     assert outputs[0].equal(outputs[1])

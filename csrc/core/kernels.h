@@ -86,6 +86,10 @@ struct Kernels {
   // The rest compute all of it, from tensors that are stored whole.
   void (*affine)(const AffineArgs&);
   void (*select)(const SelectArgs&);
+  // Adds up what the first `count` images of a block hold in one channel, less `pivot`, and the
+  // squares of that.
+  void (*moments)(const View& view, int channel, int count, float pivot, double* sum,
+                  double* squares);
   // images [lanes][channels][height][width] with `image_stride` floats between images -> view;
   // images from `count` on are zero
   void (*load_images)(const float* images, int64_t image_stride, int count, const View& view);

@@ -28,31 +28,28 @@ Recalibration::Recalibration(const Program& program, const ImageBlocks& images)
 }
 
 Recalibration::Statistics Recalibration::measure(const Packed& packed, int tensor) const {
-  const int lanes = program_.kernels().lanes, channels = packed.channels[tensor];
-  std::vector<double> sums(channels), squares(channels);
+  const Kernels& kernels = program_.kernels();
+  const int channels = packed.channels[tensor];
+  Statistics found;
   int64_t count = 0;
   for (int64_t b = 0; b < images_.blocks(); ++b) {
     const View v = layout_.view(tensor, arenas_[b], channels);
     count += static_cast<int64_t>(images_.in_block(b)) * v.height * v.width;
-    for (int c = 0; c < channels; ++c)
-      for (int y = 0; y < v.height; ++y) {
-        const float* row = v.data + (c * v.channel_stride + y * v.row_stride) * lanes;
-        for (int x = 0; x < v.width; ++x)
-          for (int lane = 0; lane < images_.in_block(b); ++lane) {
-            const double value = row[x * lanes + lane];
-            sums[c] += value;
-            squares[c] += value * value;
-          }
-      }
   }
-  Statistics found;
+  const auto n = static_cast<double>(count);
   for (int c = 0; c < channels; ++c) {
-    const double mean = sums[c] / static_cast<double>(count);
-    const double variance = squares[c] / static_cast<double>(count) - mean * mean;
-    found.mean.push_back(mean);
-    found.variance.push_back(std::max(variance, 0.0));
+    // A value of the channel itself is near enough to its mean that no digits are lost between
+    // the mean of the squares and the square of the mean.
+    const View start = layout_.view(tensor, arenas_.front(), channels);
+    const float pivot = start.data[c * start.channel_stride * kernels.lanes];
+    double sum = 0, squares = 0;
+    for (int64_t b = 0; b < images_.blocks(); ++b)
+      kernels.moments(layout_.view(tensor, arenas_[b], channels), c, images_.in_block(b), pivot,
+                      &sum, &squares);
+    found.mean.push_back(pivot + sum / n);
+    found.variance.push_back(std::max(squares / n - (sum / n) * (sum / n), 0.0));
   }
-  found.unbiased = count > 1 ? static_cast<double>(count) / static_cast<double>(count - 1) : 1;
+  found.unbiased = count > 1 ? n / (n - 1) : 1;
   return found;
 }
 

@@ -227,6 +227,24 @@ void select(const SelectArgs& a) {
   }
 }
 
+// Single precision within a row, double precision across rows.
+void moments(const View& v, int channel, int count, float pivot, double* sum, double* squares) {
+  const Vec origin = broadcast(pivot);
+  for (int y = 0; y < v.height; ++y) {
+    const Vec* row = vectors(v.data) + channel * v.channel_stride + row_offset(v, y);
+    Vec sums = {}, squared = {};
+    for (int x = 0; x < v.width; ++x) {
+      const Vec value = row[x] - origin;
+      sums += value;
+      squared += value * value;
+    }
+    for (int lane = 0; lane < count; ++lane) {
+      *sum += sums[lane];
+      *squares += squared[lane];
+    }
+  }
+}
+
 void load_images(const float* images, int64_t image_stride, int count, const View& v) {
   for (int c = 0; c < v.channels; ++c)
     for (int y = 0; y < v.height; ++y) {
@@ -265,6 +283,7 @@ const Kernels table = {RLAL_ISA_NAME,
                        winograd,
                        affine,
                        select,
+                       moments,
                        load_images,
                        store_images,
                        fma_loop};
