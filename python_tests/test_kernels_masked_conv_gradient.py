@@ -136,14 +136,12 @@ def test_what_is_not_kept_has_a_gradient_of_zero(depthwise: bool, backend: str) 
     assert (found["bias"] != 0).nonzero()[:, 0].tolist() == rows
 
 
-@pytest.mark.parametrize(
-    "wanted", [{"x"}, {"weight"}, {"bias"}, {"residual"}, {"x", "bias"}], ids=str
-)
-def test_only_what_wants_a_gradient_gets_one(wanted: set[str]) -> None:
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "residual", "x bias"])
+def test_only_what_wants_a_gradient_gets_one(wanted: str) -> None:
     given, rest = operands(activation="relu")
     for name, tensor in given.items():
-        tensor.requires_grad_(name in wanted)
-    assert set(check(given, rest)) == wanted
+        tensor.requires_grad_(name in wanted.split())
+    assert set(check(given, rest)) == set(wanted.split())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
