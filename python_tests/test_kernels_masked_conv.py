@@ -48,11 +48,10 @@ def truth(
     return out if low is None else out.clamp(low, high)
 
 
-def assert_close(result: Tensor, expected: Tensor) -> None:
-    # Winograd's F(4x4, 3x3) loses a digit to the direct way
+def assert_close(result: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
     assert result.shape == expected.shape
     scale = float(expected.abs().max()) if expected.numel() else 1.0
-    torch.testing.assert_close(result.double(), expected, rtol=3e-5, atol=3e-5 * max(scale, 1e-3))
+    torch.testing.assert_close(result.double(), expected, rtol=bound, atol=bound * max(scale, 1e-3))
 
 
 def check(*args: Any, **settings: Any) -> Tensor:
@@ -61,7 +60,11 @@ def check(*args: Any, **settings: Any) -> Tensor:
     native = masked_conv2d(*args, **settings)
     assert native.dtype == torch.float32
     assert native.is_contiguous()
-    assert_close(native, expected)
+    steps = (settings.get("stride", 1), settings.get("dilation", 1))
+    winograd = tuple(args[1].shape[1:]) != (1, 3, 3) and tuple(args[1].shape[2:]) == (3, 3)
+    winograd &= all(pair(step) == (1, 1) for step in steps)
+    # F(4x4, 3x3) loses half a digit to the direct way
+    assert_close(native, expected, 3e-5 if winograd else 1e-5)
     assert_close(masked_conv2d(*args, **settings, backend="torch"), expected)
     return native
 

@@ -44,6 +44,8 @@ Buffer::Buffer(int64_t floats) : size_(floats) {
   data_.reset(memory);
 }
 
+void Buffer::Free::operator()(float* p) const { std::free(p); }
+
 // Short rows go together, so that what is set up for a row is shared by enough pixels.
 int rows_at_once(const Network& network, int op) {
   constexpr int kPixels = 16;
@@ -52,8 +54,6 @@ int rows_at_once(const Network& network, int op) {
   const int width = network.tensors[network.ops[op].output].width;
   return std::clamp(kPixels / width, 1, kMostRows);
 }
-
-void Buffer::Free::operator()(float* p) const { std::free(p); }
 
 bool Layout::Geometry::operator==(const Geometry& other) const {
   return height == other.height && width == other.width && stored == other.stored;
