@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="of its images")
     parser.add_argument("--classes", type=int, default=10)
     args = parser.parse_args()
+    if not (args.run / "config.yaml").is_file():
+        raise SystemExit(f"{args.run} is not the folder of a run: it has no config.yaml")
     arch = yaml.safe_load((args.run / "config.yaml").read_text())["arch"]
     model = rf.models.create(arch, args.classes)
     graph = PrunableGraph.trace(model, torch.zeros(1, 3, args.size, args.size))
