@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import Net, conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,25 +18,6 @@ import rlal_fast as rf
 
 ISAS = rf.build_info()["isas"]
 IMAGES = 5
-
-
-class Net(nn.Module):
-    """A network in one expression: `forward` gets the network and the images."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, **settings: Any) -> nn.Conv2d:
-    return nn.Conv2d(
-        inputs, outputs, kernel, padding=settings.pop("padding", kernel // 2), **settings
-    )
 
 
 def vgg() -> nn.Module:

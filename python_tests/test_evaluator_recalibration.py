@@ -10,39 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import Net, conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rlal_fast as rf
-from rlal_fast.kernels import native, reference
+from rlal_fast.kernels import reference
 
-BACKENDS = [
-    "torch",
-    pytest.param(
-        "native",
-        marks=pytest.mark.skipif(
-            not hasattr(native.extension().Program, "set_norm"),
-            reason="the extension's Program has no set_norm yet: it cannot recalibrate",
-        ),
-    ),
-]
-
-
-class Net(nn.Module):
-    """A network in one expression: `forward` gets the network and the images."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, **settings: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **settings)
+BACKENDS = ("torch", "native")
 
 
 def every_chain() -> nn.Module:
