@@ -17,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCE = Path(__file__).resolve().parent
+CUDA_SETTINGS = ("RLAL_FAST_CUDA", "RLAL_FAST_CUDA_ARCHITECTURES")  # see CMakeLists.txt
 
 
 class FreshBuild(build):
@@ -57,7 +58,6 @@ class CMakeBuild(build_ext):
 
         folder = Path(self.build_temp).resolve() / "cmake"
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # A later issue passes RLAL_FAST_CUDA (0, 1 or unset) on to CMake here.
         configure = [
             "cmake",
             *("-S", str(SOURCE), "-B", str(folder), "-G", "Ninja"),
@@ -65,9 +65,13 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DRLAL_FAST_VERSION={self.distribution.get_version()}",
+            *(f"-D{name}={os.environ[name]}" for name in CUDA_SETTINGS if name in os.environ),
         ]
         run(configure, "CMake could not configure the build")
-        run(["cmake", "--build", str(folder)], "the C++ sources do not compile with this compiler")
+        run(
+            ["cmake", "--build", str(folder)],
+            "the sources do not compile with this compiler (RLAL_FAST_CUDA=0 leaves out CUDA)",
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / target.name, target)
 

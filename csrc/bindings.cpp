@@ -1,12 +1,7 @@
-// The only place where Python and C++ meet: arrays become plain pointers, the GIL is released, and
-// Ctrl-C is answered. Shapes are checked in Python, where the messages are made; here only what
-// would crash.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Where Python and C++ meet (see bindings.h): the CPU's part, and the module itself.
+#include "bindings.h"
 
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -18,17 +13,8 @@
 #include "core/program.h"
 #include "cpu/isa.h"
 
-namespace py = pybind11;
-
 namespace rlal {
 namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;  // no forcecast: a wrong dtype is an error
-
-void require(bool holds, const char* message) {
-  if (!holds) throw std::invalid_argument(message);
-}
 
 bool python_interrupted() {
   const py::gil_scoped_acquire acquire;
@@ -100,34 +86,9 @@ py::tuple bounds(const CostModel& model, const Array<int64_t>& widths, int64_t g
 
 // ---- evaluation ----
 
-Window window_from(const std::vector<int>& v) {
-  require(v.size() == 8, "a window is kernel, stride, padding, dilation in both directions");
-  return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
-}
-
-OpKind kind_from(const std::string& name) {
-  if (name == "conv") return OpKind::conv;
-  if (name == "depthwise") return OpKind::depthwise;
-  if (name == "max_pool") return OpKind::max_pool;
-  if (name == "avg_pool") return OpKind::avg_pool;
-  if (name == "affine") return OpKind::affine;
-  if (name == "select") return OpKind::select;
-  throw std::invalid_argument("unknown operation '" + name + "'");
-}
-
 std::shared_ptr<Program> make_program(const std::vector<py::dict>& tensors,
                                       const std::vector<py::dict>& ops, int classes) {
-  Network network;
-  for (const py::dict& t : tensors)
-    network.tensors.push_back({t["height"].cast<int>(), t["width"].cast<int>(),
-                               t["classes"].cast<std::vector<int32_t>>()});
-  for (const py::dict& o : ops)
-    network.ops.push_back({kind_from(o["kind"].cast<std::string>()), o["input"].cast<int>(),
-                           o["output"].cast<int>(), o["residual"].cast<int>(),
-                           window_from(o["window"].cast<std::vector<int>>()),
-                           o["low"].cast<float>(), o["high"].cast<float>(),
-                           o["count_padding"].cast<bool>(), o["pad_before"].cast<int>()});
-  return std::make_shared<Program>(std::move(network), classes, kernels());
+  return std::make_shared<Program>(network_from(tensors, ops), classes, kernels());
 }
 
 void set_weights(Program& program, int op, const Array<float>& weights, const Array<float>& bias,
@@ -263,7 +224,7 @@ py::dict build_info() {
 #endif
   info["isas"] = isas;
   info["isa"] = kernels().name;
-  info["cuda"] = false;  // no CUDA kernels in this version
+  describe_cuda(&info);
   return info;
 }
 
@@ -305,4 +266,6 @@ PYBIND11_MODULE(_rlal_fast, module) {
       .def("logits", &all_logits, py::arg("masks"), py::arg("threads"),
            py::arg("recalibration") = nullptr)
       .def("profile", &profiled);
+
+  bind_cuda(&module);
 }

@@ -1,8 +1,8 @@
 """Evaluator: sub-networks -> accuracies on fixed images (method.md §5), many at a time.
 
-Two backends behind one class: "native" runs the C++ program, "torch" the specification
-(`kernels/reference.py`). "auto" takes native where the extension is, and `description` says which
-ran.
+Three backends behind one class: "native" runs the C++ program on the CPU, "cuda" the CUDA kernels,
+"torch" the specification (`kernels/reference.py`). "auto" takes cuda for images on a GPU, otherwise
+native where the extension is, and `description` says which ran.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from rlal_fast.errors import InputError
 from rlal_fast.graph import PrunableGraph
-from rlal_fast.kernels import native, reference
+from rlal_fast.kernels import cuda, native, reference
+from rlal_fast.kernels.cuda import PRECISIONS, CudaProgram
 from rlal_fast.kernels.program import NativeProgram
 from rlal_fast.subnet import Subnet
 
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "cuda", "torch")
 
 
 class _Backend(Protocol):
@@ -39,12 +40,17 @@ class Evaluator:
         graph: the traced network; its model's current weights are loaded.
         images: normalised float32 [N, C, H, W] of the traced size.
         labels: integers [N].
-        backend: "native", "torch" or "auto". The native backend uses torch.get_num_threads()
-            threads.
+        backend: "native", "cuda", "torch" or "auto". The native backend uses
+            torch.get_num_threads() threads. The CUDA backend works on the images' device, or on the
+            current one for images on the CPU, in torch's current stream.
         recalibration_images: images like `images`; each sub-network is scored with the mean and
             the unbiased variance of these at its batch norms, in place of the running statistics.
             They pass through it as one batch, each batch norm in training mode, all else in eval
-            mode. None: the running statistics.
+            mode. None: the running statistics. Not with the CUDA backend.
+        precision: of the CUDA backend's weights and activations, sums are float32: "fp32" (exact),
+            "tf32", "fp16" or "bf16". The others know "fp32" only.
+        path: of the CUDA backend: "whole" carries images through all layers in shared memory,
+            "layers" launches each layer, "auto" takes the first where a sub-network fits.
 
     Raises:
         InputError: images, labels or backend that do not fit (named), or a recalibration that
@@ -59,6 +65,9 @@ class Evaluator:
         labels: Tensor,
         backend: str = "auto",
         recalibration_images: Tensor | None = None,
+        *,
+        precision: str = "fp32",
+        path: str = "auto",
     ) -> None:
         self.graph = graph
         pixels = _checked_images(graph, images, "images")
@@ -68,16 +77,28 @@ class Evaluator:
             recalibration = _checked_images(graph, recalibration_images, "recalibration_images")
             _check_recalibration(graph, len(recalibration))
         self._recalibrated_on = 0 if recalibration is None else len(recalibration)
-        self._backend = _make_backend(backend, graph, pixels, self._labels, recalibration)
+        backend, self._because = _chosen(backend, pixels, recalibration)
+        _check_settings(backend, precision, path)
+        if backend == "cuda":
+            if recalibration is not None:
+                raise InputError(
+                    "backend 'cuda' cannot recalibrate batch norms: use backend='native', or leave "
+                    "out recalibration_images (bn_recalibrate=0)"
+                )
+            self._backend: _Backend = _CudaBackend(graph, pixels, self._labels, precision, path)
+        else:
+            kind = _NativeBackend if backend == "native" else _TorchBackend
+            self._backend = kind(graph, pixels, self._labels, recalibration)
         self.load_weights(graph.model)
 
     @property
     def description(self) -> str:
-        """What runs, e.g. "native avx512"; for the report."""
+        """What runs, e.g. "native avx512", and why "auto" did not take more; for the report."""
+        ran = self._backend.description + self._because
         if self._recalibrated_on:
             counted = f"{self._recalibrated_on} image{'s' * (self._recalibrated_on > 1)}"
-            return f"{self._backend.description}, batch norm recalibrated on {counted}"
-        return self._backend.description
+            return f"{ran}, batch norm recalibrated on {counted}"
+        return ran
 
     def __len__(self) -> int:
         """Number of images."""
@@ -126,51 +147,89 @@ class Evaluator:
                 raise InputError("the evaluator takes sub-networks made by its own graph")
 
 
-def _make_backend(
-    backend: str,
-    graph: PrunableGraph,
-    images: Tensor,
-    labels: Tensor,
-    recalibration: Tensor | None,
-) -> _Backend:
+def _chosen(backend: str, images: Tensor, recalibration: Tensor | None) -> tuple[str, str]:
+    """The backend, and what to say where "auto" could not take the one of the images' device."""
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
-    if backend == "auto":
-        backend = "native" if native.installed() else "torch"
-    kind = _NativeBackend if backend == "native" else _TorchBackend
-    return kind(graph, images, labels, recalibration)
+    if backend != "auto":
+        return backend, ""
+    because = ""
+    if images.is_cuda:
+        reason = cuda.unusable()
+        if reason is None and recalibration is not None:
+            reason = "it cannot recalibrate batch norms"
+        if reason is None:
+            return "cuda", ""
+        because = f" (not cuda: {reason})"
+    return "native" if native.installed() else "torch", because
+
+
+def _check_settings(backend: str, precision: str, path: str) -> None:
+    for name, value, known in (("precision", precision, PRECISIONS), ("path", path, cuda.PATHS)):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}: known are {', '.join(known)}")
+        if value != known[0] and backend != "cuda":
+            raise InputError(f"{name} {value!r} is for backend 'cuda', not for {backend!r}")
 
 
 class _NativeBackend:
     def __init__(
         self, graph: PrunableGraph, images: Tensor, labels: Tensor, recalibration: Tensor | None
     ) -> None:
-        self._graph, self._labels = graph, labels.numpy()
+        self._graph, self._labels = graph, labels.cpu().numpy()
         self._program = NativeProgram(graph.nodes, graph.positions, graph.class_count)
         self._images = self._laid_out(images)
         self._recalibration = [] if recalibration is None else [self._laid_out(recalibration)]
         self.description = f"native {self._program.native.isa}"
 
     def _laid_out(self, images: Tensor) -> native.Images:
-        pixels = np.ascontiguousarray(images.numpy())
+        pixels = np.ascontiguousarray(images.cpu().numpy())
         return native.extension().Images(self._program.native, pixels, torch.get_num_threads())
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         self._program.load_weights(state, recalibrate=bool(self._recalibration))
 
-    def _masks(self, subnets: Sequence[Subnet]) -> NDArray[np.uint8]:
-        return np.stack([self._graph.kept_classes(s) for s in subnets]).astype(np.uint8)
-
     def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
-        masks, threads = self._masks(subnets), torch.get_num_threads()
+        masks, threads = _masks(self._graph, subnets), torch.get_num_threads()
         return self._images.correct(self._labels, masks, threads, *self._recalibration)
 
     def logits(self, subnet: Subnet) -> Tensor:
-        masks, threads = self._masks([subnet]), torch.get_num_threads()
+        masks, threads = _masks(self._graph, [subnet]), torch.get_num_threads()
         return torch.from_numpy(self._images.logits(masks, threads, *self._recalibration))
 
 
+def _masks(graph: PrunableGraph, subnets: Sequence[Subnet]) -> NDArray[np.uint8]:
+    """Channel classes that stay, [S, classes]."""
+    return np.stack([graph.kept_classes(s) for s in subnets]).astype(np.uint8)
+
+
+class _CudaBackend:
+    def __init__(
+        self, graph: PrunableGraph, images: Tensor, labels: Tensor, precision: str, path: str
+    ) -> None:
+        device = cuda.device_for(images)
+        self._graph, self._labels = graph, labels.to(device)
+        self._program = CudaProgram(
+            graph.nodes, graph.positions, graph.class_count, device, precision, path
+        )
+        self._images = self._program.load_images(images)
+        self.description = f"cuda {precision}, {self._program.device_name}"
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        self._program.load_weights(state)
+
+    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
+        masks = _masks(self._graph, subnets)
+        return self._program.correct(self._images, self._labels, masks)
+
+    def logits(self, subnet: Subnet) -> Tensor:
+        masks = _masks(self._graph, [subnet])
+        return self._program.logits(self._images, len(self._labels), masks).cpu()
+
+
 class _TorchBackend:
+    """On the images' device."""
+
     description = "torch reference"
     _BATCH = 500
 
@@ -179,18 +238,21 @@ class _TorchBackend:
     ) -> None:
         self._graph, self._images, self._labels = graph, images, labels
         self._recalibration = recalibration
+        if images.is_cuda:
+            self.description = f"torch reference, {torch.cuda.get_device_name(images.device)}"
         self._state: dict[str, Tensor] = {}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         # a float32 copy, as the native backend makes one: later training must not change what is
         # evaluated, and a model in another precision is scored on the same images
         self._state = {
-            name: tensor.detach().to("cpu", torch.float32, copy=True)
+            name: tensor.detach().to(self._images.device, torch.float32, copy=True)
             for name, tensor in state.items()
         }
 
     def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
-        hits = [int((self.logits(s).argmax(1) == self._labels).sum()) for s in subnets]
+        labels = self._labels.cpu()
+        hits = [int((self.logits(s).argmax(1) == labels).sum()) for s in subnets]
         return np.array(hits, dtype=np.int64)
 
     @torch.no_grad()
@@ -204,7 +266,7 @@ class _TorchBackend:
             reference.subnet_logits(*subnet_of, batch, statistics)
             for batch in self._images.split(self._BATCH)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
 
 def _checked_images(graph: PrunableGraph, images: Tensor, name: str) -> Tensor:
@@ -214,7 +276,7 @@ def _checked_images(graph: PrunableGraph, images: Tensor, name: str) -> Tensor:
         raise InputError(f"{name} must be a tensor [N, {', '.join(map(str, shape))}], not {given}")
     if images.dtype != torch.float32:
         raise InputError(f"{name} must be float32 and normalised, not {images.dtype}")
-    return images.detach().cpu()
+    return images.detach()
 
 
 def _check_recalibration(graph: PrunableGraph, count: int) -> None:
@@ -243,4 +305,4 @@ def _checked_labels(graph: PrunableGraph, labels: Tensor, count: int) -> Tensor:
         raise InputError(
             f"labels must be in 0..{classes - 1}, found {int(labels.min())}..{int(labels.max())}"
         )
-    return labels.detach().cpu().to(torch.int64).contiguous()
+    return labels.detach().to(torch.int64).contiguous()

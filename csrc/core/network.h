@@ -32,4 +32,7 @@ struct Network {
   int channels(int tensor) const { return static_cast<int>(tensors[tensor].classes.size()); }
 };
 
+// The network as it is. Throws std::invalid_argument for one that names what does not exist.
+Network checked(Network network, int classes);
+
 }  // namespace rlal

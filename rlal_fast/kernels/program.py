@@ -7,7 +7,7 @@ of its own, so every traced network has a program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,42 +54,57 @@ class _Op:
     pad_before: int = 0
 
 
-class NativeProgram:
-    """The native evaluator's view of a network.
+@dataclass(frozen=True, eq=False)  # arrays have no single truth of equality
+class OpWeights:
+    """The full weights of one operation.
+
+    Attributes:
+        op: which one.
+        weight: float32, shaped as torch's; still to be multiplied by `scale`.
+        scale: float64 [C_out], or None for 1. The reader does it in the pass in which it copies,
+            and no second copy of a large weight is made here.
+        bias: float64 [C_out].
+    """
+
+    op: int
+    weight: NDArray[np.float32]
+    scale: NDArray[np.float64] | None
+    bias: NDArray[np.float64]
+
+
+class FusedNetwork:
+    """A traced network as fused operations on tensors, as the native programs take it.
 
     Args:
         nodes: a traced network.
         positions: for each node, the channel class of each output channel.
-        class_count: number of channel classes.
+
+    Attributes:
+        tensors: height, width and channel classes of each.
+        ops: the fields of `_Op` of each.
     """
 
-    def __init__(
-        self, nodes: Sequence[Node], positions: Sequence[NDArray[np.int64]], class_count: int
-    ) -> None:
+    def __init__(self, nodes: Sequence[Node], positions: Sequence[NDArray[np.int64]]) -> None:
         self._nodes = _rearranging(nodes)
         self._chains = _fuse(self._nodes)
         self._tensor_of: dict[int, int] = {}  # node -> native tensor
-        tensors = self._tensors(positions)
-        ops = [self._lower(chain) for chain in self._chains]
-        self.native = native.extension().Program(tensors, [vars(op) for op in ops], class_count)
+        self.tensors = self._tensors(positions)
+        self.ops = [vars(self._lower(chain)) for chain in self._chains]
 
-    def load_weights(self, state: Mapping[str, Tensor], recalibrate: bool = False) -> None:
-        """Folds and hands over the full weights of a state dict; nothing is rebuilt.
-
-        With `recalibrate` the program must be run with recalibration images only: the weights and
-        biases of its batch norms are not folded but handed over, to be applied after statistics
-        that are measured for each sub-network.
-        """
+    def weights(
+        self, state: Mapping[str, Tensor], recalibrate: bool = False
+    ) -> Iterator[OpWeights]:
+        """The full weights of a state dict, batch norms folded in unless `recalibrate`."""
         for index, chain in enumerate(self._chains):
-            norm = chain.norm
-            folded = _fold(chain, state, None if recalibrate else norm)
+            folded = _fold(chain, state, None if recalibrate else chain.norm)
             if folded is not None:
-                weight, scale, bias = folded
-                threads = torch.get_num_threads()
-                self.native.set_weights(index, weight, bias.astype(np.float32), scale, threads)
-            if recalibrate and norm is not None:
-                own = [_float32(state[norm.params[role]]) for role in ("weight", "bias")]
-                self.native.set_norm(index, own[0], own[1], norm.attrs["eps"])
+                yield OpWeights(index, *folded)
+
+    def norms(self) -> Iterator[tuple[int, Node]]:
+        """Operations that end in a batch norm."""
+        for index, chain in enumerate(self._chains):
+            if chain.norm is not None:
+                yield index, chain.norm
 
     # -- lowering ----------------------------------------------------------------------------------
 
@@ -146,6 +161,38 @@ class NativeProgram:
             source = self._nodes[source.inputs[0]]
         size = source.shape[1:] if len(source.shape) == 3 else (1, 1)
         return [*size, 1, 1, 0, 0, 1, 1]
+
+
+class NativeProgram:
+    """The CPU evaluator's view of a network.
+
+    Args:
+        nodes, positions: as for `FusedNetwork`.
+        class_count: number of channel classes.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], positions: Sequence[NDArray[np.int64]], class_count: int
+    ) -> None:
+        self._network = FusedNetwork(nodes, positions)
+        self.native = native.extension().Program(
+            self._network.tensors, self._network.ops, class_count
+        )
+
+    def load_weights(self, state: Mapping[str, Tensor], recalibrate: bool = False) -> None:
+        """Folds and hands over the full weights of a state dict; nothing is rebuilt.
+
+        With `recalibrate` the program must be run with recalibration images only: the weights and
+        biases of its batch norms are not folded but handed over, to be applied after statistics
+        that are measured for each sub-network.
+        """
+        threads = torch.get_num_threads()
+        for own in self._network.weights(state, recalibrate):
+            bias = own.bias.astype(np.float32)
+            self.native.set_weights(own.op, own.weight, bias, own.scale, threads)
+        for op, norm in self._network.norms() if recalibrate else ():
+            scale, shift = (_float32(state[norm.params[role]]) for role in ("weight", "bias"))
+            self.native.set_norm(op, scale, shift, norm.attrs["eps"])
 
 
 def _readers(nodes: Sequence[Node]) -> dict[int, list[Node]]:
@@ -226,11 +273,9 @@ _Weights = tuple[NDArray[np.float32], NDArray[np.float64] | None, NDArray[np.flo
 
 
 def _fold(chain: _Fused, state: Mapping[str, Tensor], norm: Node | None) -> _Weights | None:
-    """Weight, scale and bias of a chain with `norm` folded in.
+    """Weight, scale and bias (see OpWeights) of a chain with `norm` folded in.
 
-    The weight is still to be multiplied by the scale, [C_out] or None: the native part does it in
-    the pass in which it copies, and no second copy of a large weight is made here. Numpy, because
-    torch may wake its threads for a handful of numbers.
+    Numpy, because torch may wake its threads for a handful of numbers.
     """
     first = chain.nodes[0]
     width = first.shape[0]
