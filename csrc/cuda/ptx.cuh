@@ -90,18 +90,28 @@ struct Sums {
   float c[4];
 };
 
+// VALUE decodes number i of a word; products are summed one after the other, in float.
 template <float (*VALUE)(uint32_t, int), int PER_WORD>
 void multiply(const Factors (&in)[32], Sums (&out)[32]) {
-  for (int row = 0; row < 16; ++row)
-    for (int column = 0; column < 8; ++column) {
-      const int c = 2 * (row / 8) + column % 2, lane = row % 8 * 4 + column / 2;
-      float sum = in[lane].c[c];
-      for (int word = 0; word < 8; ++word)
-        for (int i = 0; i < PER_WORD; ++i)
-          sum += VALUE(in[row % 8 * 4 + word % 4].a[word / 4 * 2 + row / 8], i) *
-                 VALUE(in[column * 4 + word % 4].b[word / 4], i);
-      out[lane].c[c] = sum;
+  constexpr int kDepth = 8 * PER_WORD;
+  float a[16][kDepth], b[kDepth][8];
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < PER_WORD; ++i) {
+      const int g = lane / 4, first = lane % 4 * PER_WORD + i, second = first + 4 * PER_WORD;
+      a[g][first] = VALUE(in[lane].a[0], i);
+      a[g + 8][first] = VALUE(in[lane].a[1], i);
+      a[g][second] = VALUE(in[lane].a[2], i);
+      a[g + 8][second] = VALUE(in[lane].a[3], i);
+      b[first][g] = VALUE(in[lane].b[0], i);
+      b[second][g] = VALUE(in[lane].b[1], i);
     }
+  for (int row = 0; row < 16; ++row) {
+    float sum[8];
+    for (int n = 0; n < 8; ++n) sum[n] = in[row % 8 * 4 + n / 2].c[row / 8 * 2 + n % 2];
+    for (int k = 0; k < kDepth; ++k)
+      for (int n = 0; n < 8; ++n) sum[n] += a[row][k] * b[k][n];
+    for (int n = 0; n < 8; ++n) out[row % 8 * 4 + n / 2].c[row / 8 * 2 + n % 2] = sum[n];
+  }
 }
 
 inline float half_of(uint32_t word, int i) {
