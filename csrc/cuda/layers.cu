@@ -86,9 +86,9 @@ __device__ __forceinline__ void fetch_slab(const OpPlan& op, const Operands& x, 
     const int n = index / kChunksOfTile, within = index % kChunksOfTile;
     const int step = slab * kSlabSteps + within * kChunkBytes / kFragmentBytes;
     const bool there = n < n_count && step < op.k_steps;
-    const int64_t from = (static_cast<int64_t>(n_tile + n) * op.k_steps + slab * kSlabSteps) *
-                             kFragmentBytes +
-                         within * kChunkBytes;
+    const int64_t from =
+        (static_cast<int64_t>(n_tile + n) * op.k_steps + slab * kSlabSteps) * kFragmentBytes +
+        within * kChunkBytes;
     if (n < NT)
       copy_async(stage + kInputBytes + index * kChunkBytes, x.weights + (there ? from : 0), there);
   }
@@ -154,8 +154,8 @@ void launch_conv(const LayerArgs& args, const char* name, Stream stream) {
   const int64_t rows =
       static_cast<int64_t>(args.cursor.batch) * args.op.out.height * args.op.out.width;
   const Grid grid{(rows + kRows - 1) / kRows, (args.op.n_tiles + NT - 1) / NT};
-  launch({name, grid, kConvThreads, int64_t{kStages} * kStageBytes<NT>, stream},
-         conv_kernel<P, NT>, args);
+  launch({name, grid, kConvThreads, int64_t{kStages} * kStageBytes<NT>, stream}, conv_kernel<P, NT>,
+         args);
 }
 
 // Enough blocks for every item, but no more than keep a large device busy.
@@ -167,8 +167,7 @@ int64_t blocks_for(int64_t items) {
 template <class P>
 void run_layer_in(const LayerArgs& args, Stream stream) {
   const OpPlan& op = args.op;
-  const int64_t pixels =
-      static_cast<int64_t>(args.cursor.batch) * op.out.height * op.out.width;
+  const int64_t pixels = static_cast<int64_t>(args.cursor.batch) * op.out.height * op.out.width;
   if (op.kind != OpKind::conv)
     return launch({"simple_kernel", {blocks_for(pixels * op.out.chunks)}, kThreads, 0, stream},
                   simple_kernel<P>, args);
@@ -199,10 +198,14 @@ __global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs a) {
 
 void run_layer(const LayerArgs& args, Precision precision, Stream stream) {
   switch (precision) {
-    case Precision::fp32: return run_layer_in<Fp32>(args, stream);
-    case Precision::tf32: return run_layer_in<Tf32>(args, stream);
-    case Precision::fp16: return run_layer_in<Fp16>(args, stream);
-    case Precision::bf16: return run_layer_in<Bf16>(args, stream);
+    case Precision::fp32:
+      return run_layer_in<Fp32>(args, stream);
+    case Precision::tf32:
+      return run_layer_in<Tf32>(args, stream);
+    case Precision::fp16:
+      return run_layer_in<Fp16>(args, stream);
+    case Precision::bf16:
+      return run_layer_in<Bf16>(args, stream);
   }
 }
 

@@ -39,9 +39,8 @@ __device__ __forceinline__ void finish(const OpPlan& op, const Operands& x, int 
                                        int channel, float (&sum)[N]) {
   if (op.logits) {
     float* logits = reinterpret_cast<float*>(x.out + image * x.out_stride);
-    const unsigned char* residual = x.residual == nullptr ? nullptr
-                                                          : x.residual + image * op.out.chunks *
-                                                                             int64_t{kChunkBytes};
+    const unsigned char* residual =
+        x.residual == nullptr ? nullptr : x.residual + image * op.out.chunks * int64_t{kChunkBytes};
     for (int i = 0; i < N; ++i)
       if (channel + i < op.out.channels) {
         const float added =
@@ -54,7 +53,7 @@ __device__ __forceinline__ void finish(const OpPlan& op, const Operands& x, int 
   }
   const int64_t place =
       image * x.out_stride +
-      (static_cast<int64_t>(channel / kChunk<P>)*out_pixels(op) + pixel) * kChunkBytes +
+      (static_cast<int64_t>(channel / kChunk<P>) * out_pixels(op) + pixel) * kChunkBytes +
       channel % kChunk<P> * static_cast<int>(sizeof(typename P::Stored));
   if (x.residual != nullptr) {
     const Values<P, N> added = *values_at<P, N>(x.residual + place);
@@ -103,7 +102,8 @@ __device__ __forceinline__ const unsigned char* input_chunk(const OpPlan& op, co
                                                             const Row& row, const Walk& walk) {
   const int y = row.top + walk.tap_y * op.window.dilation_h;
   const int xx = row.left + walk.tap_x * op.window.dilation_w;
-  if (walk.tap_y >= op.window.kernel_h || static_cast<unsigned>(y) >= static_cast<unsigned>(op.in.height) ||
+  if (walk.tap_y >= op.window.kernel_h ||
+      static_cast<unsigned>(y) >= static_cast<unsigned>(op.in.height) ||
       static_cast<unsigned>(xx) >= static_cast<unsigned>(op.in.width))
     return nullptr;
   return x.in + row.image * x.in_stride +
@@ -125,7 +125,8 @@ __device__ __forceinline__ Fragment fragment_at(const OpPlan& op, const Operands
 // Adds biases and stores a warp's tile of MT x NT products.
 template <class P, int MT, int NT>
 __device__ __forceinline__ void finish_tiles(const OpPlan& op, const Operands& x, int m_tile,
-                                             int n_tile, int n_count, const float (&sum)[MT][NT][4]) {
+                                             int n_tile, int n_count,
+                                             const float (&sum)[MT][NT][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, pixels = out_pixels(op);
 #pragma unroll
   for (int m = 0; m < MT; ++m)
@@ -159,8 +160,7 @@ __device__ __forceinline__ void conv_tiles(const OpPlan& op, const Operands& x,
   float sum[MT][NT][4] = {};
   Fragment now[NT];
 #pragma unroll
-  for (int n = 0; n < NT; ++n)
-    now[n] = fragment_at(op, x, n_tile + (n < n_count ? n : 0), 0, lane);
+  for (int n = 0; n < NT; ++n) now[n] = fragment_at(op, x, n_tile + (n < n_count ? n : 0), 0, lane);
   for (int k = 0; k < op.k_steps; ++k) {
     const int following = k + 1 < op.k_steps ? k + 1 : k;
     Fragment next[NT];  // weights come from far: one step ahead
@@ -220,8 +220,7 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
     Row row[kDirectPixels];
 #pragma unroll
     for (int p = 0; p < kDirectPixels; ++p)
-      row[p] =
-          row_at(op, x.images, (part % groups * kDirectPixels + p) * kWarpSize + lane);
+      row[p] = row_at(op, x.images, (part % groups * kDirectPixels + p) * kWarpSize + lane);
     float sum[kDirectPixels][kDirectOutputs] = {};
     const auto* weights = reinterpret_cast<const float4*>(x.weights) +
                           static_cast<int64_t>(n_tile) * op.k_steps * kDirectOutputs;
@@ -231,7 +230,8 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
 #pragma unroll
       for (int p = 0; p < kDirectPixels; ++p) {
         const unsigned char* chunk = input_chunk(op, x, row[p], walk);
-        const auto value = chunk == nullptr ? float4{0, 0, 0, 0} : *reinterpret_cast<const float4*>(chunk);
+        const auto value =
+            chunk == nullptr ? float4{0, 0, 0, 0} : *reinterpret_cast<const float4*>(chunk);
         in[p][0] = value.x, in[p][1] = value.y, in[p][2] = value.z, in[p][3] = value.w;
       }
 #pragma unroll
@@ -239,8 +239,7 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
         const float4 w = __ldg(weights + k * kDirectOutputs + n);
 #pragma unroll
         for (int p = 0; p < kDirectPixels; ++p)
-          sum[p][n] +=
-              in[p][0] * w.x + in[p][1] * w.y + in[p][2] * w.z + in[p][3] * w.w;
+          sum[p][n] += in[p][0] * w.x + in[p][1] * w.y + in[p][2] * w.z + in[p][3] * w.w;
       }
     }
 #pragma unroll
@@ -252,8 +251,7 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
         if (channel >= op.out.chunks * kInputs) continue;
         float part_sum[kInputs];
 #pragma unroll
-        for (int i = 0; i < kInputs; ++i)
-          part_sum[i] = sum[p][first + i] + x.bias[channel + i];
+        for (int i = 0; i < kInputs; ++i) part_sum[i] = sum[p][first + i] + x.bias[channel + i];
         finish<Fp32>(op, x, row[p].image, row[p].pixel, channel, part_sum);
       }
     }
@@ -385,8 +383,7 @@ __device__ void select(const OpPlan& op, const Operands& x, Worker thread) {
     const Item item = item_at(op, index);
     const int y = item.pixel / op.out.width * op.window.stride_h;
     const int xx = item.pixel % op.out.width * op.window.stride_w;
-    const auto* in =
-        reinterpret_cast<const typename P::Stored*>(x.in + item.image * x.in_stride);
+    const auto* in = reinterpret_cast<const typename P::Stored*>(x.in + item.image * x.in_stride);
     float sum[C];
     for (int i = 0; i < C; ++i) {
       const int source = x.sources[item.chunk * C + i];
@@ -402,12 +399,18 @@ __device__ void select(const OpPlan& op, const Operands& x, Worker thread) {
 template <class P>
 __device__ void run_simple(const OpPlan& op, const Operands& x, Worker thread) {
   switch (op.kind) {
-    case OpKind::depthwise: return depthwise<P>(op, x, thread);
-    case OpKind::max_pool: return pool<P, true>(op, x, thread);
-    case OpKind::avg_pool: return pool<P, false>(op, x, thread);
-    case OpKind::affine: return affine<P>(op, x, thread);
-    case OpKind::select: return select<P>(op, x, thread);
-    case OpKind::conv: return;
+    case OpKind::depthwise:
+      return depthwise<P>(op, x, thread);
+    case OpKind::max_pool:
+      return pool<P, true>(op, x, thread);
+    case OpKind::avg_pool:
+      return pool<P, false>(op, x, thread);
+    case OpKind::affine:
+      return affine<P>(op, x, thread);
+    case OpKind::select:
+      return select<P>(op, x, thread);
+    case OpKind::conv:
+      return;
   }
 }
 

@@ -80,8 +80,8 @@ SubnetPlan place(const Network& network, const std::vector<int>& channels, Preci
   }
   std::vector<TensorPlan> tensors;
   for (size_t t = 0; t < network.tensors.size(); ++t)
-    tensors.push_back(plan_tensor(channels[t], network.tensors[t].height,
-                                  network.tensors[t].width, precision));
+    tensors.push_back(
+        plan_tensor(channels[t], network.tensors[t].height, network.tensors[t].width, precision));
   Arena arena(0);
   tensors[0].offset = whole ? arena.take(tensors[0].image_bytes, last_use[0]) : kImages;
   SubnetPlan plan;
@@ -185,7 +185,7 @@ TensorPlan plan_tensor(int channels, int height, int width, Precision precision)
 }
 
 OpPlan plan_op(const OpSpec& spec, const TensorPlan& in, const TensorPlan& out,
-                 Precision precision) {
+               Precision precision) {
   OpPlan op{};
   op.kind = spec.kind;
   op.in = in;
@@ -267,10 +267,10 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
       fits = subnet.image_bytes + kSharedHead <= shared.block;
     }
     if (path == Path::whole && !fits)
-      throw std::invalid_argument(
-          "path 'whole' needs " + std::to_string(subnet.image_bytes + kSharedHead) +
-          " bytes of shared memory for one image, this device has " +
-          std::to_string(shared.block) + ": use path 'auto' or 'layers'");
+      throw std::invalid_argument("path 'whole' needs " +
+                                  std::to_string(subnet.image_bytes + kSharedHead) +
+                                  " bytes of shared memory for one image, this device has " +
+                                  std::to_string(shared.block) + ": use path 'auto' or 'layers'");
     if (fits) {
       whole.push_back(static_cast<int32_t>(s));
       most_whole = std::max(most_whole, subnet.image_bytes);
@@ -319,7 +319,8 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
   append(&plan.descriptors, lists);
   plan.whole_count = static_cast<int>(whole.size());
   if (plan.whole_count > 0) {
-    const int64_t aimed = shared.multiprocessor / kBlocksPerMultiprocessor - kReserved - kSharedHead;
+    const int64_t aimed =
+        shared.multiprocessor / kBlocksPerMultiprocessor - kReserved - kSharedHead;
     const int64_t images = std::max<int64_t>(1, aimed / std::max<int64_t>(1, most_whole));
     plan.images_per_block = static_cast<int>(std::min<int64_t>(images, kMostImagesPerBlock));
     plan.shared_bytes = most_whole * plan.images_per_block + kSharedHead;

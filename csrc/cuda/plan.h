@@ -46,8 +46,8 @@ struct OpPlan {
 
 struct PackPlan {
   OpKind kind;
-  int32_t tensor_cores, chunk;     // channels in a chunk
-  int32_t inputs, outputs, taps;   // that are kept
+  int32_t tensor_cores, chunk;    // channels in a chunk
+  int32_t inputs, outputs, taps;  // that are kept
   int32_t full_inputs, in_chunks, k_steps, n_tiles;
   int64_t full_weights, full_bias;  // floats from the start of the full weights
   int64_t kept_in, kept_out;        // bytes from the start of the descriptors, int32
@@ -81,7 +81,7 @@ struct Plan {
   std::vector<unsigned char> descriptors;
   int64_t pack_plans = 0, whole_subnets = 0;  // offsets in it
   int whole_count = 0;
-  int64_t packed_bytes = 0;   // weights of all sub-networks
+  int64_t packed_bytes = 0;  // weights of all sub-networks
   int64_t most_pack_words = 0;
   int64_t layer_image_bytes = 0;  // the most that a sub-network run in layers needs for an image
   int64_t most_pixels = 1;        // of a tensor
@@ -107,7 +107,7 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
 
 // An operation alone; what it leaves open is where its weights and its residual lie.
 OpPlan plan_op(const OpSpec& spec, const TensorPlan& in, const TensorPlan& out,
-                 Precision precision);
+               Precision precision);
 PackPlan plan_packing(const OpSpec& spec, const OpPlan& op, int full_inputs, Precision precision);
 TensorPlan plan_tensor(int channels, int height, int width, Precision precision);
 int64_t packed_weight_bytes(const OpPlan& op, Precision precision);

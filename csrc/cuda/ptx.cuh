@@ -1,10 +1,11 @@
 // All inline PTX of the project, each with the same thing said in C++ for the emulator.
 //
 // Lane layouts are those of the PTX ISA, section "Warp Level Matrix Instructions"; g = lane / 4 and
-// t = lane % 4 throughout. The shapes m16n8k16 (fp16, bf16) and m16n8k8 (tf32) are the same in bytes:
-//   A, 16 rows of 32 bytes: a[0], a[1] hold bytes 4t.. of rows g and g + 8, a[2], a[3] bytes 16 + 4t..
-//   B, 8 columns of 32 bytes: b[0] holds bytes 4t.. of column g, b[1] bytes 16 + 4t..
-//   C, 16 rows of 8 floats: c[0], c[1] are columns 2t, 2t + 1 of row g, c[2], c[3] of row g + 8.
+// t = lane % 4 throughout. The shapes m16n8k16 (fp16, bf16) and m16n8k8 (tf32) are the same in
+// bytes:
+//   A, 16 rows of 32 bytes: a[0], a[1] hold bytes 4t.. of rows g and g + 8, a[2], a[3] bytes 16 +
+//   4t.. B, 8 columns of 32 bytes: b[0] holds bytes 4t.. of column g, b[1] bytes 16 + 4t.. C, 16
+//   rows of 8 floats: c[0], c[1] are columns 2t, 2t + 1 of row g, c[2], c[3] of row g + 8.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -128,8 +129,7 @@ void emulated_mma(const char* name, float (&c)[4], const uint32_t (&a)[4], const
   std::memcpy(in.a, a, sizeof(a));
   std::memcpy(in.b, b, sizeof(b));
   std::memcpy(in.c, c, sizeof(c));
-  const Sums out =
-      emulator::warp_operation<Factors, Sums, multiply<VALUE, PER_WORD>>(name, in);
+  const Sums out = emulator::warp_operation<Factors, Sums, multiply<VALUE, PER_WORD>>(name, in);
   std::memcpy(c, out.c, sizeof(c));
 }
 
@@ -145,12 +145,12 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 
 #else
 
-#define RLAL_FAST_MMA(name, instruction)                                                         \
-  __device__ inline void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {   \
-    asm volatile("mma.sync.aligned." instruction                                                 \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));            \
+#define RLAL_FAST_MMA(name, instruction)                                                       \
+  __device__ inline void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned." instruction                                               \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));          \
   }
 RLAL_FAST_MMA(mma_half, "m16n8k16.row.col.f32.f16.f16.f32")
 RLAL_FAST_MMA(mma_bfloat, "m16n8k16.row.col.f32.bf16.bf16.f32")
@@ -161,7 +161,8 @@ RLAL_FAST_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 // ---- the A operand out of shared memory ----
 //
-// Lane l hands in where 16 bytes of row l % 16 lie: the row's first ones where l < 16, else its last.
+// Lane l hands in where 16 bytes of row l % 16 lie: the row's first ones where l < 16, else its
+// last.
 
 #ifdef RLAL_FAST_CUDA_EMULATED
 
@@ -198,8 +199,8 @@ __device__ inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
 
 // ---- asynchronous copies into shared memory ----
 //
-// 16 bytes, both ends aligned to 16; zeros where `from` is not to be read (it must be an address all
-// the same). What has been committed as a group arrives at a wait that leaves no more than
+// 16 bytes, both ends aligned to 16; zeros where `from` is not to be read (it must be an address
+// all the same). What has been committed as a group arrives at a wait that leaves no more than
 // IN_FLIGHT later groups; other threads see it after a barrier.
 
 #ifdef RLAL_FAST_CUDA_EMULATED
