@@ -34,6 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mlp": set(),
     "seeds": set(),
     "latency": set(),
+    "device": set(),
+    "training_step": set(),
     # files and pictures
     "run_folder": set(),
     "plots": set(),
@@ -53,13 +55,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compaction": {"graph", "run_folder", "subnet", "tracing"},
     "evaluator": {"graph", "kernels", "subnet", "tracing"},
     "weights": {"data", "seeds"},
+    "device_training": {"data", "device", "seeds", "training_step", "weights"},
     "recalibration": {"data", "seeds"},
     # between the two; the evaluator is whatever has its methods
     "env": {"agents", "flops", "graph", "replay", "subnet"},
     "structures": {"env", "graph", "subnet"},
     # the loop
-    "joint_config": {"agents", "environment_model", "weights"},
-    "finetune": {"compaction", "data", "metrics", "weights"},
+    "joint_config": {"agents", "device", "environment_model", "weights"},
+    "finetune": {"compaction", "data", "device_training", "metrics", "weights"},
 }
 FREE = {"errors", "_version"}
 JOINS_ALL_BUT_MAIN = {"__init__", "trainer"}

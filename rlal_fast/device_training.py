@@ -1,0 +1,155 @@
+"""Training weights on a GPU: epochs in which nothing waits for the device until their end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rlal_fast import device
+from rlal_fast.data import ImageData
+from rlal_fast.data.device_batches import DeviceBatches
+from rlal_fast.errors import InputError
+from rlal_fast.seeds import derived_seed, generator
+from rlal_fast.training_step import TrainingStep
+from rlal_fast.weights import EpochResult, WeightsConfig, WeightTrainer
+
+
+def weight_trainer(
+    model: nn.Module,
+    data: ImageData,
+    config: WeightsConfig,
+    *,
+    epochs: int,
+    seed: int,
+    purpose: str,
+) -> WeightTrainer:
+    """The trainer for where the model is: WeightTrainer on the CPU, DeviceTrainer on a GPU."""
+    kind = WeightTrainer if device.of(model).type == "cpu" else DeviceTrainer
+    return kind(model, data, config, epochs=epochs, seed=seed, purpose=purpose)
+
+
+class DeviceTrainer(WeightTrainer):
+    """WeightTrainer for a model on a GPU (it works on the CPU too, for tests).
+
+    It sees the same images in the same order, cropped and mirrored in the same way, and takes the
+    same steps; sums in another order and bfloat16 (`WeightsConfig.amp`) make the weights differ.
+    A run on a GPU need not repeat bit for bit. That the training diverged is found at the end of
+    the epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        config: WeightsConfig,
+        *,
+        epochs: int,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        super().__init__(model, data, config, epochs=epochs, seed=seed, purpose=purpose)
+        self.device = device.of(model)
+        self.batches = DeviceBatches(data, self.device)
+        self._on_gpu = self.device.type == "cuda"
+        # a capture needs a stream that is not the default one, and all steps the same one
+        self._stream = torch.cuda.Stream(self.device) if self._on_gpu else None
+        self._device_step: TrainingStep | None = None
+        self._made_for: tuple[float, ...] = ()
+
+    def train_epoch(
+        self,
+        epoch: int,
+        penalty: Callable[[], Tensor] | None = None,
+        beta: float = 0.0,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> EpochResult:
+        """As WeightTrainer's. `penalty` must be the same object in each epoch, as a captured step
+        goes on reading its tensors, and `on_batch` is told what was sent, not what is done.
+
+        Raises:
+            InputError: the training diverged, the step cannot be captured, or the GPU's memory is
+                too small.
+        """
+        size = self.config.batch_size
+        batches = self.data.train_batch_count(size)
+        total, first = self.epochs * batches, epoch * batches
+        rates = [self._set_lr(first + step, total) for step in range(batches)]
+        with self._steps_alone(epoch), _memory_errors():
+            step = self._step_for(penalty, beta)
+            step.sums.zero_()
+            rates_there = torch.tensor(rates, dtype=torch.float32, device=self.device)
+            self.model.train()
+            count = 0
+            source = self.batches.epoch(size, generator(self.seed, self.purpose, epoch))
+            for number, (images, labels) in enumerate(source):
+                step(images, labels, rates_there[number], whole=len(labels) == size)
+                count += len(labels)
+                if on_batch is not None:
+                    on_batch(number + 1, batches)
+            sums = step.sums.tolist()  # the one wait for the device
+        self.model.eval()
+        loss, pushed, hits = (value / count for value in sums)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}")
+        self._check_weights()
+        return EpochResult(loss, pushed, hits, rates[0])
+
+    def _step_for(self, penalty: Callable[[], Tensor] | None, beta: float) -> TrainingStep:
+        """The step of the last epoch, or a new one if what it was made of was replaced."""
+        if self._device_step is None or self._made_for != self._operands(penalty, beta):
+            assert isinstance(self.optimizer, torch.optim.SGD)
+            self._device_step = TrainingStep(
+                self.model,
+                self.optimizer,
+                penalty,
+                beta,
+                amp=_amp(self.config, self.device),
+                capture=self.config.capture and self._on_gpu,
+            )
+            self._made_for = self._operands(penalty, beta)
+        return self._device_step
+
+    def _operands(self, penalty: Callable[[], Tensor] | None, beta: float) -> tuple[float, ...]:
+        """What a captured step depends on, by identity; the step keeps all of it alive."""
+        states = (self.optimizer.state.get(p, {}) for p in self.model.parameters())
+        return id(penalty), beta, *(id(state.get("momentum_buffer")) for state in states)
+
+    @contextmanager
+    def _steps_alone(self, epoch: int) -> Iterator[None]:
+        """On the trainer's own stream, with the epoch's own dropout; both are given back."""
+        seed = derived_seed(self.seed, f"{self.purpose} dropout", epoch)
+        if self._stream is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                yield
+            return
+        with torch.cuda.device(self.device), torch.random.fork_rng(devices=[self.device.index]):
+            # a captured step reads the seed anew at each replay
+            torch.cuda.manual_seed(seed)
+            before = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(before)
+            with torch.cuda.stream(self._stream):
+                yield
+            before.wait_stream(self._stream)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU's memory is too small ({str(error).splitlines()[0][:150]}): use a smaller "
+            "batch_size (--batch-size)"
+        ) from error
+
+
+def _amp(config: WeightsConfig, place: torch.device) -> torch.dtype | None:
+    """What to autocast to: bfloat16 from the GPUs on that compute with it, else nothing."""
+    if config.amp == "off" or place.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.get_device_capability(place) >= (8, 0) else None
