@@ -62,6 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "structures": {"env", "graph", "subnet"},
     # the loop
     "joint_config": {"agents", "device", "environment_model", "weights"},
+    # these know the trainer by its type alone
+    "joint_state": set(),
+    "joint_report": {"compaction", "device", "latency", "report", "subnet"},
     "finetune": {"compaction", "data", "device_training", "metrics", "weights"},
 }
 FREE = {"errors", "_version"}

@@ -10,16 +10,18 @@ from rlal_fast.errors import InputError
 from rlal_fast.run_folder import RunFolder
 
 _FILE = "last.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:
     """Replaces the checkpoint; a kill at any moment leaves the old or the new one whole.
 
+    Tensors are stored from the CPU, so that a run on a GPU can go on on a machine without one.
+
     Raises:
         InputError: the disk is full; the old checkpoint stays.
     """
-    content = {"format": _FORMAT, **state}
+    content = _on_cpu({"format": _FORMAT, **state})
     folder.write_atomically(folder.checkpoint_dir / _FILE, lambda file: torch.save(content, file))
 
 
@@ -55,3 +57,13 @@ def load(folder: RunFolder) -> dict[str, Any] | None:
     if found != _FORMAT:
         raise InputError(f"the checkpoint {path} has format {found}, this version reads {_FORMAT}")
     return state
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value

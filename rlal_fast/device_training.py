@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from rlal_fast import device
 from rlal_fast.data import ImageData
 from rlal_fast.data.device_batches import DeviceBatches
-from rlal_fast.errors import InputError
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.training_step import TrainingStep
 from rlal_fast.weights import EpochResult, WeightsConfig, WeightTrainer
@@ -71,14 +70,13 @@ class DeviceTrainer(WeightTrainer):
         goes on reading its tensors, and `on_batch` is told what was sent, not what is done.
 
         Raises:
-            InputError: the training diverged, the step cannot be captured, or the GPU's memory is
-                too small.
+            InputError: the training diverged, or the step cannot be captured.
         """
         size = self.config.batch_size
         batches = self.data.train_batch_count(size)
         total, first = self.epochs * batches, epoch * batches
         rates = [self._set_lr(first + step, total) for step in range(batches)]
-        with self._steps_alone(epoch), _memory_errors():
+        with self._steps_alone(epoch):
             step = self._step_for(penalty, beta)
             step.sums.zero_()
             rates_there = torch.tensor(rates, dtype=torch.float32, device=self.device)
@@ -114,9 +112,11 @@ class DeviceTrainer(WeightTrainer):
         return self._device_step
 
     def _operands(self, penalty: Callable[[], Tensor] | None, beta: float) -> tuple[float, ...]:
-        """What a captured step depends on, by identity; the step keeps all of it alive."""
-        states = (self.optimizer.state.get(p, {}) for p in self.model.parameters())
-        return id(penalty), beta, *(id(state.get("momentum_buffer")) for state in states)
+        """What a captured step depends on, by place; the step keeps all of it alive."""
+        parameters = list(self.model.parameters())
+        states = (self.optimizer.state.get(p, {}) for p in parameters)
+        buffers = (id(state.get("momentum_buffer")) for state in states)
+        return id(penalty), beta, *(p.data_ptr() for p in parameters), *buffers
 
     @contextmanager
     def _steps_alone(self, epoch: int) -> Iterator[None]:
@@ -135,17 +135,6 @@ class DeviceTrainer(WeightTrainer):
             with torch.cuda.stream(self._stream):
                 yield
             before.wait_stream(self._stream)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"the GPU's memory is too small ({str(error).splitlines()[0][:150]}): use a smaller "
-            "batch_size (--batch-size)"
-        ) from error
 
 
 def _amp(config: WeightsConfig, place: torch.device) -> torch.dtype | None:
