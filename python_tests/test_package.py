@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latency": set(),
     "device": set(),
     "training_step": set(),
-    # files and pictures
+    # files, pictures, options
+    "cli_options": set(),
     "run_folder": set(),
     "plots": set(),
     "report": {"plots", "run_folder"},
