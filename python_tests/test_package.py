@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_folder": set(),
     "plots": set(),
     "report": {"plots", "run_folder"},
-    "checkpoint": {"run_folder"},
+    "packed": set(),
+    "checkpoint": {"packed", "run_folder"},
     "metrics": {"run_folder"},
     "console": {"report"},
     # the agent's side: no network to prune, no images

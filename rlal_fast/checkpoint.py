@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rlal_fast.errors import InputError
+from rlal_fast.packed import pack, unpack
 from rlal_fast.run_folder import RunFolder
 
 _FILE = "last.pt"
@@ -21,7 +22,7 @@ def save(folder: RunFolder, state: dict[str, Any]) -> None:
     Raises:
         InputError: the disk is full; the old checkpoint stays.
     """
-    content = _on_cpu({"format": _FORMAT, **state})
+    content = {"format": _FORMAT, **pack(state)}
     folder.write_atomically(folder.checkpoint_dir / _FILE, lambda file: torch.save(content, file))
 
 
@@ -46,6 +47,8 @@ def load(folder: RunFolder) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["format"]
+        if found == _FORMAT:
+            state = unpack(state)
     except FileNotFoundError:
         return None
     except Exception as error:  # torch's reader raises many types, all about this file
@@ -57,13 +60,3 @@ def load(folder: RunFolder) -> dict[str, Any] | None:
     if found != _FORMAT:
         raise InputError(f"the checkpoint {path} has format {found}, this version reads {_FORMAT}")
     return state
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(item) for item in value)
-    return value
