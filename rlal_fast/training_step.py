@@ -92,7 +92,8 @@ class TrainingStep:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            cause = error.__context__ or error  # ending a broken capture fails, too
+            reason = " ".join(str(cause).split())[:200]
             raise InputError(
                 f"the training step cannot be captured as a CUDA graph ({reason}): train without "
                 "by WeightsConfig(capture=False) or --no-capture"
