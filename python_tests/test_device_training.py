@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import nn
 
 from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment
 from rlal_fast.data import Augmentation, ImageData
-from rlal_fast.device_training import DeviceTrainer, weight_trainer
+from rlal_fast.device_training import DeviceTrainer, trainer_for
 from rlal_fast.errors import InputError
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.models import create
@@ -134,7 +137,7 @@ def test_divergence_is_said(train: int, beta: float) -> None:
 
 
 def test_a_model_on_the_cpu_is_trained_as_ever() -> None:
-    trainer = weight_trainer(network(), make_data(), FULL_PRECISION, **settings())
+    trainer = trainer_for(network())(network(), make_data(), FULL_PRECISION, **settings())
     assert type(trainer) is WeightTrainer
 
 
@@ -146,7 +149,7 @@ def on_gpu(capture: bool, resident: bool = True, amp: str = "off") -> tuple[nn.M
     data = make_data().to(gpu) if resident else make_data()
     model = network().to(gpu)
     config = replace(FULL_PRECISION, capture=capture, amp=amp)
-    trainer = weight_trainer(model, data, config, **settings())
+    trainer = trainer_for(model)(model, data, config, **settings())
     assert isinstance(trainer, DeviceTrainer)
     graph = graph_of(model)
     masked = MaskedAlignment(model, graph)
@@ -186,3 +189,42 @@ def test_the_gpus_generator_is_left_alone() -> None:
     before = torch.cuda.get_rng_state()
     on_gpu(True)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+CANNOT_BE_CAPTURED = """
+import torch
+from torch import nn
+from rlal_fast.data import ImageData
+from rlal_fast.device_training import DeviceTrainer
+from rlal_fast.errors import InputError
+from rlal_fast.weights import WeightsConfig
+
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+    def forward(self, x):
+        logits = self.layer(x.flatten(1))
+        return logits * (1 if logits.sum().item() < 1e9 else 2)
+
+split = torch.randn(48, 1, 8, 8), torch.arange(48) % 3
+data = ImageData.from_tensors(train=split, reward=split, test=split)
+for capture in (False, True):
+    config = WeightsConfig(batch_size=8, lr=0.01, capture=capture)
+    trainer = DeviceTrainer(Reads().cuda(), data, config, epochs=1, seed=0, purpose="joint")
+    try:
+        trainer.train_epoch(0, on_batch=lambda *told: print(*told, flush=True))
+    except InputError as error:
+        print(error, flush=True)
+"""
+
+
+@needs_gpu
+def test_what_cannot_be_captured_is_said_with_the_way_out() -> None:
+    """In a process of its own, as a broken capture may spoil what comes after it."""
+    call = [sys.executable, "-c", CANNOT_BE_CAPTURED]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    *told, last = done.stdout.splitlines()
+    told_by_steps = [f"{number} 6" for number in range(1, 7)]
+    assert told == told_by_steps + told_by_steps[:3], done.stderr
+    assert re.search(r"cannot be captured as a CUDA graph \(.*--no-capture", last)

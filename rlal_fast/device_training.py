@@ -5,30 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from rlal_fast import device
-from rlal_fast.data import ImageData
 from rlal_fast.data.device_batches import DeviceBatches
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.training_step import TrainingStep
 from rlal_fast.weights import EpochResult, WeightsConfig, WeightTrainer
 
 
-def weight_trainer(
-    model: nn.Module,
-    data: ImageData,
-    config: WeightsConfig,
-    *,
-    epochs: int,
-    seed: int,
-    purpose: str,
-) -> WeightTrainer:
-    """The trainer for where the model is: WeightTrainer on the CPU, DeviceTrainer on a GPU."""
-    kind = WeightTrainer if device.of(model).type == "cpu" else DeviceTrainer
-    return kind(model, data, config, epochs=epochs, seed=seed, purpose=purpose)
+def trainer_for(model: nn.Module) -> type[WeightTrainer]:
+    """What trains a model where it is: WeightTrainer on the CPU, DeviceTrainer on a GPU."""
+    return WeightTrainer if device.of(model).type == "cpu" else DeviceTrainer
 
 
 class DeviceTrainer(WeightTrainer):
@@ -40,24 +31,22 @@ class DeviceTrainer(WeightTrainer):
     the epoch.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: ImageData,
-        config: WeightsConfig,
-        *,
-        epochs: int,
-        seed: int,
-        purpose: str,
-    ) -> None:
-        super().__init__(model, data, config, epochs=epochs, seed=seed, purpose=purpose)
-        self.device = device.of(model)
-        self.batches = DeviceBatches(data, self.device)
-        self._on_gpu = self.device.type == "cuda"
-        # a capture needs a stream that is not the default one, and all steps the same one
-        self._stream = torch.cuda.Stream(self.device) if self._on_gpu else None
-        self._device_step: TrainingStep | None = None
-        self._made_for: tuple[float, ...] = ()
+    _device_step: TrainingStep | None = None
+    _made_for: tuple[float, ...] = ()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model was when it was first trained, and has to stay."""
+        return device.of(self.model)
+
+    @cached_property
+    def batches(self) -> DeviceBatches:
+        return DeviceBatches(self.data, self.device)
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream | None:
+        """A capture needs a stream that is not the default one, and all steps the same one."""
+        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def train_epoch(
         self,
@@ -106,7 +95,7 @@ class DeviceTrainer(WeightTrainer):
                 penalty,
                 beta,
                 amp=_amp(self.config, self.device),
-                capture=self.config.capture and self._on_gpu,
+                capture=self.config.capture and self.device.type == "cuda",
             )
             self._made_for = self._operands(penalty, beta)
         return self._device_step
@@ -127,14 +116,16 @@ class DeviceTrainer(WeightTrainer):
                 torch.manual_seed(seed)
                 yield
             return
-        with torch.cuda.device(self.device), torch.random.fork_rng(devices=[self.device.index]):
-            # a captured step reads the seed anew at each replay
-            torch.cuda.manual_seed(seed)
-            before = torch.cuda.current_stream(self.device)
+        with torch.cuda.device(self.device):
+            # what fork_rng does, but for an error: a broken capture would raise anew in there
+            drawn = torch.cuda.get_rng_state()
+            torch.cuda.manual_seed(seed)  # a captured step reads the seed at each replay
+            before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
             with torch.cuda.stream(self._stream):
                 yield
             before.wait_stream(self._stream)
+            torch.cuda.set_rng_state(drawn)
 
 
 def _amp(config: WeightsConfig, place: torch.device) -> torch.dtype | None:

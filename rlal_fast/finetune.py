@@ -9,7 +9,7 @@ from typing import Any
 
 from rlal_fast.compaction import CompactNetwork
 from rlal_fast.data import ImageData
-from rlal_fast.device_training import weight_trainer
+from rlal_fast.device_training import trainer_for
 from rlal_fast.metrics import Record
 from rlal_fast.weights import WeightsConfig, accuracy
 
@@ -40,7 +40,9 @@ def run(
         state: where an interrupted fine-tuning stopped, as given to `on_epoch`.
         on_epoch: told each epoch's record and the state to resume from.
     """
-    trainer = weight_trainer(network, data, settings, epochs=epochs, seed=seed, purpose="finetune")
+    trainer = trainer_for(network)(
+        network, data, settings, epochs=epochs, seed=seed, purpose="finetune"
+    )
     first = 0
     if state is not None:
         first = state["epoch"]

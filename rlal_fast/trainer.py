@@ -17,7 +17,7 @@ from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment
 from rlal_fast.compaction import CompactNetwork, compact
 from rlal_fast.data import ImageData
 from rlal_fast.data.device_batches import placed
-from rlal_fast.device_training import weight_trainer
+from rlal_fast.device_training import trainer_for
 from rlal_fast.env import PruningEnv, Rollout
 from rlal_fast.environment_model import EnvironmentModel
 from rlal_fast.errors import InputError, RunStopped
@@ -113,7 +113,7 @@ class JointTrainer:
         )
         self._make_evaluator()
         self.env = PruningEnv(self.graph, self.budget, self.evaluator, config.importance)
-        self.weights = weight_trainer(
+        self.weights = trainer_for(model)(
             model,
             self.data,
             config.weights,
