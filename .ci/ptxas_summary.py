@@ -18,7 +18,7 @@ NAME = re.compile(r"(\w+)(<[^(]*>)?\(")
 
 
 def demangled(symbols: list[str]) -> dict[str, str]:
-    """rlal::cuda::(anonymous namespace)::conv_kernel<rlal::cuda::Fp16, 8>(...) -> conv_kernel<...>"""
+    """Readable names: conv_kernel<Fp16, 8>, without namespaces and parameters."""
     text = subprocess.run(
         ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
     ).stdout
