@@ -8,10 +8,10 @@ from rlal_fast.agents import SACConfig
 from rlal_fast.device import check_name
 from rlal_fast.environment_model import EnvironmentModelConfig
 from rlal_fast.errors import InputError
+from rlal_fast.kernels.cuda import PRECISIONS
 from rlal_fast.weights import WeightsConfig
 
 _MOST_EPISODES = 10_000_000
-_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class JointConfig:
     def __post_init__(self) -> None:
         self._check_types()
         check_name(self.device)
-        if self.evaluator_precision not in _PRECISIONS:
+        if self.evaluator_precision not in PRECISIONS:
             raise InputError(
                 f"evaluator_precision={self.evaluator_precision!r} must be one of "
-                f"{', '.join(_PRECISIONS)}"
+                f"{', '.join(PRECISIONS)}"
             )
         for name, least in (
             ("epochs", 0),

@@ -148,11 +148,13 @@ class JointTrainer:
         self.recalibration = None if sample is None else sample.to(self.device)
         images = data.normalised(data.reward).to(self.device)
         labels = data.reward.labels.to(self.device)
-        options: dict[str, Any] = {}
-        if config.evaluator_precision != "fp32":
-            options["precision"] = config.evaluator_precision
         self.evaluator = Evaluator(
-            self.graph, images, labels, config.evaluator, self.recalibration, **options
+            self.graph,
+            images,
+            labels,
+            config.evaluator,
+            self.recalibration,
+            precision=config.evaluator_precision,
         )
 
     def _make_learners(self) -> None:

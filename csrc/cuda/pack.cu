@@ -25,8 +25,8 @@ template <class P>
 __device__ uint32_t fragment_word(const PackArgs& a, const PackPlan& p, int64_t index) {
   const int part = static_cast<int>(index % 2), lane = static_cast<int>(index / 2 % kWarpSize);
   const int64_t product = index / (2 * kWarpSize);
-  const int output = static_cast<int>(product / p.k_steps) * 8 + lane / 4;
-  const int pair = static_cast<int>(product % p.k_steps) * 2 + part;  // of tap and chunk
+  const int output = static_cast<int>(product % p.n_tiles) * 8 + lane / 4;
+  const int pair = static_cast<int>(product / p.n_tiles) * 2 + part;  // of tap and chunk
   const int tap = pair / p.in_chunks, chunk = pair % p.in_chunks;
   if constexpr (sizeof(typename P::Stored) == 4) {
     return float_bits(P::rounded(weight_at(a, p, output, chunk * 4 + lane % 4, tap)));

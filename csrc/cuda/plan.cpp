@@ -157,6 +157,13 @@ int stored_bytes(Precision precision) {
   return precision == Precision::fp16 || precision == Precision::bf16 ? 2 : 4;
 }
 
+Divisor divisor(int by) {
+  uint32_t log = 0;  // rounded up
+  while ((int64_t{1} << log) < by) ++log;
+  const uint64_t power = uint64_t{1} << (31 + log);
+  return {static_cast<uint32_t>((power + by - 1) / by), 31 + log};
+}
+
 FullWeights full_weights(const Network& network) {
   FullWeights full;
   for (const OpSpec& op : network.ops) {
@@ -195,6 +202,8 @@ OpPlan plan_op(const OpSpec& spec, const TensorPlan& in, const TensorPlan& out,
   op.low = spec.low;
   op.high = spec.high;
   op.count_padding = spec.count_padding;
+  op.by_pixels = divisor(out.height * out.width);
+  op.by_width = divisor(out.width);
   if (spec.kind == OpKind::conv) {
     const int64_t chunks = taps(op) * in.chunks;
     op.k_steps = static_cast<int32_t>(precision == Precision::fp32 ? chunks : (chunks + 1) / 2);

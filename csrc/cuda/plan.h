@@ -26,6 +26,14 @@ struct TensorPlan {
 constexpr int64_t kImages = -1;  // where tensor 0 is read in place
 constexpr int64_t kNone = -2;
 
+// Division by a number that the host knows, of 0 <= n < 2^31: n * multiplier >> shift, see
+// Granlund and Montgomery, "Division by Invariant Integers using Multiplication" (1994).
+struct Divisor {
+  uint32_t multiplier = 0, shift = 0;
+};
+
+Divisor divisor(int by);
+
 struct OpPlan {
   OpKind kind;
   int32_t logits;  // the last operation: its output is float [image][channels]
@@ -35,13 +43,14 @@ struct OpPlan {
   float low, high;
   int32_t count_padding;
   // Packed weights: bytes from their start.
-  //   conv, tensor cores: [n_tile][k_step][lane][2 words], the B fragments of each product
+  //   conv, tensor cores: [k_step][n_tile][lane][2 words], the B fragments of each product
   //   conv, fp32:         [n_tile][tap][in chunk][8 outputs][4 inputs]
   //   depthwise:          float [tap][channel]; affine: float [channel]
   // and biases: float [out.channels up to a multiple of 8].
   int64_t weights, bias;
-  int64_t sources;           // select: bytes from the start of the descriptors, int32 [channel]
-  int32_t k_steps, n_tiles;  // conv: pairs of (tap, chunk) and groups of 8 outputs
+  int64_t sources;              // select: bytes from the start of the descriptors, int32 [channel]
+  int32_t k_steps, n_tiles;     // conv: pairs of (tap, chunk) and groups of 8 outputs
+  Divisor by_pixels, by_width;  // of the output
 };
 
 struct PackPlan {

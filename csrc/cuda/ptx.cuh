@@ -78,6 +78,28 @@ __device__ inline float tf32_rounded(float value) {
 
 #endif
 
+// ---- the larger and the smaller of two numbers; NaN if one is ----
+
+#ifdef RLAL_FAST_CUDA_EMULATED
+
+inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+inline float smaller(float a, float b) { return a < b || a != a ? a : b; }
+
+#else
+
+__device__ inline float larger(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+__device__ inline float smaller(float a, float b) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+#endif
+
 // ---- matrix products of one warp: c += a * b, sums in float ----
 
 #ifdef RLAL_FAST_CUDA_EMULATED
@@ -166,6 +188,10 @@ RLAL_FAST_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 #ifdef RLAL_FAST_CUDA_EMULATED
 
+// A place in shared memory: 32 bits are enough on a GPU, and half as much arithmetic.
+using SharedPlace = const unsigned char*;
+inline SharedPlace shared_place(const unsigned char* pointer) { return pointer; }
+
 struct Words {
   uint32_t word[4];
 };
@@ -176,7 +202,7 @@ inline void distribute(const Words (&rows)[32], Words (&out)[32]) {
       out[lane].word[matrix] = rows[matrix * 8 + lane / 4].word[lane % 4];
 }
 
-inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
+inline void load_matrix(uint32_t (&a)[4], SharedPlace row) {
   Words in;
   std::memcpy(in.word, row, sizeof(in.word));
   const Words out = emulator::warp_operation<Words, Words, distribute>("ldmatrix", in);
@@ -185,14 +211,15 @@ inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
 
 #else
 
-__device__ inline uint32_t shared_address(const void* pointer) {
+using SharedPlace = uint32_t;
+__device__ inline SharedPlace shared_place(const unsigned char* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-__device__ inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
+__device__ inline void load_matrix(uint32_t (&a)[4], SharedPlace row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-               : "r"(shared_address(row)));
+               : "r"(row));
 }
 
 #endif
@@ -217,7 +244,7 @@ void wait_for_copies() {
 #else
 
 __device__ inline void copy_async(unsigned char* to, const unsigned char* from, bool read) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_place(to)), "l"(from),
                "r"(read ? 16 : 0)
                : "memory");
 }

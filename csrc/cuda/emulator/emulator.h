@@ -94,8 +94,11 @@ void exchange(const Shuffled<T> (&in)[kWarp], T (&out)[kWarp]) {
 #define blockDim (::rlal::emulator::block_size())
 #define gridDim (::rlal::emulator::grid_size())
 
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
