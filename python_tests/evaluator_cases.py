@@ -45,6 +45,19 @@ def late_operand() -> nn.Module:
     return Net(run, a=conv(3, 6), **layers, fc=nn.Linear(6, 4))
 
 
+def late_residual() -> nn.Module:
+    """x is added to a block's result, which must not take its place, as it is added once more."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = F.relu(n.a(x))
+        y = F.relu(n.c(F.relu(n.b(x))) + x)
+        z = F.relu(n.e(F.relu(n.d(y))) + x)
+        return n.fc((z + y).mean((2, 3)))
+
+    layers = {name: conv(6, 6) for name in "bcde"}
+    return Net(run, a=conv(3, 6), **layers, fc=nn.Linear(6, 4))
+
+
 def pre_activation() -> nn.Module:
     def run(n: Any, x: Tensor) -> Tensor:
         x = n.stem(x)
@@ -115,6 +128,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
         (3, 4, 3),
     ),
     "operand read later": (late_operand, (3, 6, 7)),
+    "residual read later": (late_residual, (3, 6, 7)),
     "adds a pool": (
         lambda: Net(shared_pool, a=conv(3, 6), b=conv(3, 6), fc=nn.Linear(6, 4)),
         (3, 6, 7),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_device import DEVICE, EMULATED, PRECISIONS, needs_cuda_kernels
+from cuda_device import DEVICE, EMULATED, PRECISIONS
 from evaluator_cases import (
     NETWORKS,
     assert_logits,
@@ -23,8 +23,6 @@ from torch.nn import functional as F
 
 import rlal_fast as rf
 from rlal_fast.kernels.cuda import CudaProgram
-
-pytestmark = needs_cuda_kernels
 
 LARGE = ("torchvision", "mobilenet_v1", "mobilenet_v2", "resnet20 digits")  # slow in the emulator
 
@@ -93,6 +91,21 @@ def test_small_integers_are_exact_in_every_precision(precision: str, path: str) 
         expected = truth(model, subnet, images)
         assert torch.equal(scored.logits(subnet).double(), expected)
     assert float(expected.abs().max()) > 3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_no_window_reads_has_no_say(precision: str) -> None:
+    model = nn.Sequential(
+        conv(5, 9, kernel=1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    graph = rf.PrunableGraph.trace(model.eval(), torch.zeros(1, 5, 7, 7), groups="all")
+    images, labels = torch.randn(2, 5, 7, 7), torch.tensor([0, 0])
+    read = images[:, :, ::2, ::2].clone()
+    images[:] = float("nan")
+    images[:, :, ::2, ::2] = read
+    scored = evaluator(graph, images, labels, precision=precision)
+    expected = truth(model, graph.full_subnet(), images)
+    assert_logits(scored.logits(graph.full_subnet()), expected, PRECISIONS[precision])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -187,8 +200,6 @@ def test_weights_move_without_a_new_evaluator() -> None:
     images, labels = images_for(graph)
     scored = evaluator(graph, images, labels)
     before = scored.logits(graph.full_subnet())
-    other = type(graph.model)  # the same architecture with other numbers
-    assert other is not None
     moved = rf.models.create("resnet8", 10).eval()
     scored.load_weights(moved)
     after = scored.logits(graph.full_subnet())

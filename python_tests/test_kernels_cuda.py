@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_device import DEVICE, PRECISIONS, needs_cuda_kernels
+from cuda_device import DEVICE, PRECISIONS
 from masked_conv_truth import assert_close, result_size, some, truth
 from torch import Tensor
 
 from rlal_fast.kernels import masked_conv2d
-
-pytestmark = needs_cuda_kernels
 
 SHAPES = [  # inputs kept of, outputs kept of
     ((1, 1), (1, 1)),
@@ -77,6 +75,18 @@ def test_depthwise(precision: str) -> None:
         settings = {"stride": stride, "padding": 1, "groups": 30, "activation": "relu6"}
         result = on_device(*args, precision=precision, **settings)
         assert_close(result, truth(*args, **settings), PRECISIONS[precision])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_no_window_reads_has_no_say(precision: str) -> None:
+    """Sums are filled up to whole products; what fills them up must not be a pixel that is NaN."""
+    for inputs in (3, 5, 11, 17):
+        x = torch.randn(2, inputs, 7, 7)
+        x[:, :, 1::2] = float("nan")
+        x[:, :, :, 1::2] = float("nan")
+        args = (x, torch.randn(9, inputs, 1, 1), None, range(inputs), range(9))
+        result = on_device(*args, precision=precision, stride=2)
+        assert_close(result, truth(*args, stride=2), PRECISIONS[precision])
 
 
 def test_no_images_and_what_is_not_contiguous() -> None:

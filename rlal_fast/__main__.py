@@ -339,10 +339,11 @@ def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
 @cli.command()
 def info() -> None:
     """Say what the compiled part was built with and what it can use here."""
-    from rlal_fast.kernels import build_info
+    from rlal_fast.kernels import build_info, cuda
 
     for name, value in build_info().items():
         click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+    click.echo(f"backend cuda: {cuda.unusable() or 'can run here'}")
 
 
 def main() -> None:
