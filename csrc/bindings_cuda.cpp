@@ -55,9 +55,10 @@ struct CudaProgram {
 };
 
 std::unique_ptr<CudaProgram> make_program(const std::vector<py::dict>& tensors,
-                                          const std::vector<py::dict>& ops, int classes) {
+                                          const std::vector<py::dict>& ops, int classes,
+                                          const std::vector<float>& norm_eps) {
   Network network = checked(network_from(tensors, ops), classes);
-  FullWeights full = full_weights(network);
+  FullWeights full = full_weights(network, norm_eps);
   return std::unique_ptr<CudaProgram>(
       new CudaProgram{std::move(network), classes, std::move(full)});
 }
@@ -88,13 +89,19 @@ std::unique_ptr<Plan> plan_subnets(const CudaProgram& program, const Array<uint8
 }
 
 void evaluate_plan(const Plan& plan, const std::vector<int64_t>& addresses, int64_t images,
-                   int64_t batch, int device, int64_t stream) {
-  require(addresses.size() == 8,
-          "addresses of descriptors, full, packed, activations, images, labels, correct, logits");
+                   int64_t batch, int64_t recalibration, int device, int64_t stream) {
+  require(addresses.size() == 10,
+          "addresses of descriptors, full, packed, activations, images, labels, correct, logits, "
+          "recalibration images and workspace");
   require(addresses[7] == 0 || plan.subnets.size() == 1, "logits are of one sub-network");
-  const Memory memory{pointer<unsigned char>(addresses[0]), pointer<float>(addresses[1]),
-                      pointer<unsigned char>(addresses[2]), pointer<unsigned char>(addresses[3]),
-                      pointer<unsigned char>(addresses[4])};
+  const Memory memory{pointer<unsigned char>(addresses[0]),
+                      pointer<float>(addresses[1]),
+                      pointer<unsigned char>(addresses[2]),
+                      pointer<unsigned char>(addresses[3]),
+                      pointer<unsigned char>(addresses[4]),
+                      pointer<unsigned char>(addresses[8]),
+                      recalibration,
+                      pointer<unsigned char>(addresses[9])};
   const Scores scores{pointer<int64_t>(addresses[5]), pointer<int32_t>(addresses[6]),
                       pointer<float>(addresses[7]), plan.outputs};
   const Place place(device, stream);
@@ -158,6 +165,7 @@ void bind_cuda(py::module_* module) {
       .def_property_readonly("full_floats", [](const CudaProgram& p) { return p.full.count; })
       .def_property_readonly("weight_offsets", [](const CudaProgram& p) { return p.full.weights; })
       .def_property_readonly("bias_offsets", [](const CudaProgram& p) { return p.full.bias; })
+      .def_property_readonly("norm_offsets", [](const CudaProgram& p) { return p.full.norm; })
       .def("image_bytes",
            [](const CudaProgram& p, const std::string& precision) {
              return p.images(precision_from(precision)).image_bytes;
@@ -176,8 +184,9 @@ void bind_cuda(py::module_* module) {
       .def_readonly("outputs", &Plan::outputs)
       .def("batch", &batch_for, py::arg("images"), py::arg("bytes"))
       .def("activation_bytes", &activation_bytes, py::arg("batch"))
+      .def("recalibration_bytes", &recalibration_bytes, py::arg("images"))
       .def("evaluate", &evaluate_plan, py::arg("addresses"), py::arg("images"), py::arg("batch"),
-           py::arg("device"), py::arg("stream"));
+           py::arg("recalibration"), py::arg("device"), py::arg("stream"));
 
   py::class_<MaskedConv>(*module, "CudaMaskedConv")
       .def(py::init(&make_masked_conv))

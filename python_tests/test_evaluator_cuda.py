@@ -223,8 +223,17 @@ def test_the_description_names_precision_and_device() -> None:
     assert scored.description == f"cuda bf16, {name}"
 
 
-def test_recalibration_is_refused() -> None:
+@pytest.mark.parametrize("path", ["whole", "layers"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_recalibration_in_every_precision(precision: str, path: str) -> None:
     graph = traced("resnet8")
-    images, labels = images_for(graph)
-    with pytest.raises(rf.InputError, match="backend 'cuda' cannot recalibrate"):
-        rf.Evaluator(graph, images, labels, "cuda", recalibration_images=images)
+    images, labels = images_for(graph, 3)
+    recalibration, _ = images_for(graph, 40)
+    twin = rf.Evaluator(graph, images, labels, "torch", recalibration)
+    scored = evaluator(
+        graph, images, labels, recalibration_images=recalibration, precision=precision, path=path
+    )
+    for subnet in hostile_subnets(graph)[::3]:
+        # what is nearly constant is divided by its own rounding
+        bound = max(4 * PRECISIONS[precision], 1e-4)
+        assert_logits(scored.logits(subnet), twin.logits(subnet).double(), bound)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rlal_fast as rf
-from rlal_fast.kernels import reference
+from rlal_fast.kernels import cuda, reference
 
-BACKENDS = ("torch", "native")
+BACKENDS = ("torch", "native", *(["cuda"] if cuda.unusable() is None else []))
 
 
 def every_chain() -> nn.Module:

@@ -46,7 +46,7 @@ class Evaluator:
         recalibration_images: images like `images`; each sub-network is scored with the mean and
             the unbiased variance of these at its batch norms, in place of the running statistics.
             They pass through it as one batch, each batch norm in training mode, all else in eval
-            mode. None: the running statistics. Not with the CUDA backend.
+            mode. None: the running statistics.
         precision: of the CUDA backend's weights and activations, sums are float32: "fp32" (exact),
             "tf32", "fp16" or "bf16". The others know "fp32" only.
         path: of the CUDA backend: "whole" carries images through all layers in shared memory,
@@ -77,15 +77,12 @@ class Evaluator:
             recalibration = _checked_images(graph, recalibration_images, "recalibration_images")
             _check_recalibration(graph, len(recalibration))
         self._recalibrated_on = 0 if recalibration is None else len(recalibration)
-        backend, self._because = _chosen(backend, pixels, recalibration)
+        backend, self._because = _chosen(backend, pixels)
         _check_settings(backend, precision, path)
         if backend == "cuda":
-            if recalibration is not None:
-                raise InputError(
-                    "backend 'cuda' cannot recalibrate batch norms: use backend='native', or leave "
-                    "out recalibration_images (bn_recalibrate=0)"
-                )
-            self._backend: _Backend = _CudaBackend(graph, pixels, self._labels, precision, path)
+            self._backend: _Backend = _CudaBackend(
+                graph, pixels, self._labels, recalibration, precision, path
+            )
         else:
             kind = _NativeBackend if backend == "native" else _TorchBackend
             self._backend = kind(graph, pixels, self._labels, recalibration)
@@ -147,7 +144,7 @@ class Evaluator:
                 raise InputError("the evaluator takes sub-networks made by its own graph")
 
 
-def _chosen(backend: str, images: Tensor, recalibration: Tensor | None) -> tuple[str, str]:
+def _chosen(backend: str, images: Tensor) -> tuple[str, str]:
     """The backend, and what to say where "auto" could not take the one of the images' device."""
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
@@ -156,8 +153,6 @@ def _chosen(backend: str, images: Tensor, recalibration: Tensor | None) -> tuple
     because = ""
     if images.is_cuda:
         reason = cuda.unusable()
-        if reason is None and recalibration is not None:
-            reason = "it cannot recalibrate batch norms"
         if reason is None:
             return "cuda", ""
         because = f" (not cuda: {reason})"
@@ -205,12 +200,24 @@ def _masks(graph: PrunableGraph, subnets: Sequence[Subnet]) -> NDArray[np.uint8]
 
 class _CudaBackend:
     def __init__(
-        self, graph: PrunableGraph, images: Tensor, labels: Tensor, precision: str, path: str
+        self,
+        graph: PrunableGraph,
+        images: Tensor,
+        labels: Tensor,
+        recalibration: Tensor | None,
+        precision: str,
+        path: str,
     ) -> None:
         device = cuda.device_for(images)
         self._graph, self._labels = graph, labels.to(device)
         self._program = CudaProgram(
-            graph.nodes, graph.positions, graph.class_count, device, precision, path
+            graph.nodes,
+            graph.positions,
+            graph.class_count,
+            device,
+            precision,
+            path,
+            recalibration,
         )
         self._images = self._program.load_images(images)
         self.description = f"cuda {precision}, {self._program.device_name}"

@@ -1,6 +1,7 @@
 #include "cuda/evaluate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "cuda/runtime.h"
@@ -73,7 +74,61 @@ void run_layers(const Plan& plan, int subnet, const Memory& memory, unsigned cha
   for (int64_t b = 0; b < batches; ++b) graph.launch(stream);
 }
 
+int64_t up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+OpPlan without_rest(OpPlan op) {  // of a chain: what comes before the batch norm
+  op.residual = kNone;
+  op.low = -INFINITY;
+  op.high = INFINITY;
+  return op;
+}
+
+OpPlan normalising(const OpPlan& of, const NormPlan& norm) {  // the batch norm and the rest
+  OpPlan op = of;
+  const int64_t padded = (norm.corrected - norm.passing) / 2;
+  op.kind = OpKind::affine;
+  op.in = op.out;
+  op.weights = norm.passing * 4;
+  op.bias = (norm.passing + padded) * 4;
+  return op;
+}
+
+// Sends the images through a sub-network, each batch norm in training mode; leaves the corrections
+// of its weights.
+void recalibrate(const Plan& plan, const SubnetPlan& subnet, const Memory& memory, Stream stream) {
+  const int64_t images = memory.recalibration_count;
+  if (images > kMostRows / plan.most_pixels)
+    throw Error("a recalibration on " + std::to_string(images) + " images is too large: take " +
+                std::to_string(kMostRows / plan.most_pixels) + " at most");
+  auto* corrections = reinterpret_cast<float*>(memory.recalibration);
+  unsigned char* partials = memory.recalibration + up(plan.corrections * 4);
+  unsigned char* activations = partials + up(partial_doubles(plan.most_channels) * 8);
+  const Cursor cursor{nullptr, static_cast<int32_t>(images), images};
+  LayerArgs layer{
+      {}, memory.descriptors, memory.packed, memory.recalibration_images, activations, cursor};
+  for (size_t i = 0; i < subnet.recalibration.size(); ++i) {
+    const OpPlan& op = subnet.recalibration[i];
+    const NormPlan& norm = subnet.norms[i];
+    layer.op = norm.full < 0 ? op : without_rest(op);
+    run_layer(layer, plan.precision, stream);
+    if (norm.full < 0) continue;
+    measure_norm({op, norm, memory.descriptors, memory.full, activations, images,
+                  reinterpret_cast<double*>(partials), corrections},
+                 plan.precision, stream);
+    LayerArgs rest = layer;
+    rest.op = normalising(op, norm);
+    rest.packed = memory.recalibration;  // there lie its scales and shifts
+    run_layer(rest, plan.precision, stream);
+  }
+}
+
 }  // namespace
+
+int64_t recalibration_bytes(const Plan& plan, int64_t images) {
+  if (images == 0) return 0;
+  return up(plan.corrections * 4) + up(partial_doubles(plan.most_channels) * 8) +
+         up(plan.recalibration_image_bytes * images);
+}
 
 int streams_for(const Plan& plan) {
   const auto in_layers = static_cast<int>(plan.subnets.size()) - plan.whole_count;
@@ -96,9 +151,14 @@ void evaluate(const Plan& plan, const Memory& memory, int64_t images, int64_t ba
   const auto packings = static_cast<int64_t>(plan.subnets.size() * plan.subnets.front().ops.size());
   if (scores.correct != nullptr)
     set_zero(scores.correct, static_cast<int64_t>(plan.subnets.size()) * 4, stream);
-  pack({reinterpret_cast<const PackPlan*>(memory.descriptors + plan.pack_plans), memory.descriptors,
-        memory.full, memory.packed},
-       plan.precision, packings, plan.most_pack_words, stream);
+  PackArgs packing{reinterpret_cast<const PackPlan*>(memory.descriptors + plan.pack_plans),
+                   memory.descriptors, memory.full, memory.packed, nullptr};
+  pack(packing, plan.precision, packings, plan.most_pack_words, stream);
+  if (memory.recalibration_count > 0) {
+    for (const SubnetPlan& subnet : plan.subnets) recalibrate(plan, subnet, memory, stream);
+    packing.corrections = reinterpret_cast<const float*>(memory.recalibration);
+    pack(packing, plan.precision, packings, plan.most_pack_words, stream);
+  }
   if (plan.whole_count > 0) run_whole(plan, memory, images, scores, stream);
   const int streams = streams_for(plan);
   if (streams == 0) return;

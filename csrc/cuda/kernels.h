@@ -31,10 +31,28 @@ struct PackArgs {
   const unsigned char* descriptors;
   const float* full;
   unsigned char* packed;
+  const float* corrections;  // applied to what they are for; null: none
 };
 
 void pack(const PackArgs& args, Precision precision, int64_t packings, int64_t most_words,
           Stream stream);
+
+// ---- batch norm statistics ----
+
+// Of an operation's output [images] in `activations`, measured, and its batch norm with them.
+struct NormArgs {
+  OpPlan op;
+  NormPlan norm;
+  const unsigned char* descriptors;
+  const float* full;
+  const unsigned char* activations;
+  int64_t images;
+  double* partials;  // partial_doubles(most channels)
+  float* corrections;
+};
+
+int64_t partial_doubles(int64_t channels);
+void measure_norm(const NormArgs& args, Precision precision, Stream stream);
 
 // ---- whole sub-networks, activations in shared memory ----
 

@@ -31,6 +31,7 @@ MaskedConv::MaskedConv(const OpSpec& spec, int height, int width, int full_in, i
   op_.bias = up(packed_weight_bytes(op_, precision));
   packed_bytes_ = op_.bias + up(packed_bias_bytes(op_));
   pack_ = plan_packing(spec, op_, full_in, precision);
+  pack_.corrected = -1;
   pack_.full_weights = 0;
   pack_.full_bias = static_cast<int64_t>(full_out) * full_in * pack_.taps;
   pack_.kept_in = sizeof(PackPlan);
@@ -57,7 +58,7 @@ void MaskedConv::run(const Memory& memory, int64_t images, Stream stream) const 
   if (images == 0) return;
   unsigned char* packed = memory.workspace;
   pack({reinterpret_cast<const PackPlan*>(memory.descriptors), memory.descriptors, memory.full,
-        packed},
+        packed, nullptr},
        precision_, 1, pack_.words, stream);
   const int64_t most = batch(images);
   unsigned char* in = packed + packed_bytes_;

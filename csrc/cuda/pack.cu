@@ -10,12 +10,20 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// What a kept output is multiplied by, and what is added.
+__device__ float2 correction(const PackArgs& a, const PackPlan& p, int output) {
+  if (a.corrections == nullptr || p.corrected < 0) return {1, 0};
+  const int padded = (p.outputs + p.chunk - 1) / p.chunk * p.chunk;
+  return {a.corrections[p.corrected + output], a.corrections[p.corrected + padded + output]};
+}
+
 // The full weight behind a kept output, a kept input and a tap; 0 for what only fills up.
 __device__ float weight_at(const PackArgs& a, const PackPlan& p, int output, int input, int tap) {
   if (output >= p.outputs || input >= p.inputs || tap >= p.taps) return 0;
   const auto* kept_out = reinterpret_cast<const int32_t*>(a.descriptors + p.kept_out);
   const auto* kept_in = reinterpret_cast<const int32_t*>(a.descriptors + p.kept_in);
-  return a.full[p.full_weights +
+  return correction(a, p, output).x *
+         a.full[p.full_weights +
                 (static_cast<int64_t>(kept_out[output]) * p.full_inputs + kept_in[input]) * p.taps +
                 tap];
 }
@@ -53,7 +61,8 @@ __device__ float channel_weight(const PackArgs& a, const PackPlan& p, int64_t in
   const int output = static_cast<int>(index % channels), tap = static_cast<int>(index / channels);
   if (output >= p.outputs) return 0;
   const auto* kept_out = reinterpret_cast<const int32_t*>(a.descriptors + p.kept_out);
-  return a.full[p.full_weights + static_cast<int64_t>(kept_out[output]) * p.taps + tap];
+  return correction(a, p, output).x *
+         a.full[p.full_weights + static_cast<int64_t>(kept_out[output]) * p.taps + tap];
 }
 
 template <class P>
@@ -77,7 +86,12 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackArgs a, int64_t pack
   auto* bias = reinterpret_cast<float*>(a.packed + p.bias);
   const auto* kept_out = reinterpret_cast<const int32_t*>(a.descriptors + p.kept_out);
   for (int64_t i = thread; i < (p.outputs + 7) / 8 * 8; i += threads)
-    bias[i] = i < p.outputs ? a.full[p.full_bias + kept_out[i]] : 0.0f;
+    if (i < p.outputs) {
+      const float2 by = correction(a, p, static_cast<int>(i));
+      bias[i] = a.full[p.full_bias + kept_out[i]] * by.x + by.y;
+    } else {
+      bias[i] = 0;
+    }
 }
 
 // Image values to chunks and back: one thread for one chunk of one pixel.

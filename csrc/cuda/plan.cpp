@@ -1,6 +1,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -70,8 +71,11 @@ class Arena {
 };
 
 // One sub-network: tensors placed, operations filled in but for where weights and lists lie.
+enum class Purpose { whole, layers, recalibration };
+
 SubnetPlan place(const Network& network, const std::vector<int>& channels, Precision precision,
-                 bool whole) {
+                 Purpose purpose) {
+  const bool whole = purpose == Purpose::whole, measured = purpose == Purpose::recalibration;
   const int ops = static_cast<int>(network.ops.size());
   std::vector<int> last_use(network.tensors.size(), -1);
   for (int i = 0; i < ops; ++i) {
@@ -89,10 +93,10 @@ SubnetPlan place(const Network& network, const std::vector<int>& channels, Preci
     const OpSpec& spec = network.ops[i];
     arena.release(i);
     TensorPlan& out = tensors[spec.output];
-    const bool last = i == ops - 1;
-    if (last) out.image_bytes = rounded_up(static_cast<int64_t>(out.channels) * 4, 16);
+    const bool last = i == ops - 1, logits = last && !measured;
+    if (logits) out.image_bytes = rounded_up(static_cast<int64_t>(out.channels) * 4, 16);
     // Every output is written by the thread that has read the residual there, so one place does.
-    const bool in_place = !last && spec.residual >= 0 && spec.residual != spec.input &&
+    const bool in_place = !last && !measured && spec.residual >= 0 && spec.residual != spec.input &&
                           last_use[spec.residual] == i && tensors[spec.residual].offset >= 0;
     if (in_place) {
       out.offset = tensors[spec.residual].offset;
@@ -101,7 +105,7 @@ SubnetPlan place(const Network& network, const std::vector<int>& channels, Preci
       out.offset = arena.take(out.image_bytes, last ? ops : last_use[spec.output]);
     }
     OpPlan op = plan_op(spec, tensors[spec.input], out, precision);
-    op.logits = last;
+    op.logits = logits;
     op.residual = spec.residual < 0 ? kNone : tensors[spec.residual].offset;
     plan.ops.push_back(op);
   }
@@ -164,8 +168,12 @@ Divisor divisor(int by) {
   return {static_cast<uint32_t>((power + by - 1) / by), 31 + log};
 }
 
-FullWeights full_weights(const Network& network) {
+FullWeights full_weights(const Network& network, const std::vector<float>& norm_eps) {
+  if (!norm_eps.empty() && norm_eps.size() != network.ops.size())
+    throw std::invalid_argument("one epsilon for each operation");
   FullWeights full;
+  full.norm.assign(network.ops.size(), -1);
+  full.eps = norm_eps;
   for (const OpSpec& op : network.ops) {
     if (!has_weights(op.kind)) {
       full.weights.push_back(-1);
@@ -180,6 +188,10 @@ FullWeights full_weights(const Network& network) {
     full.weights.push_back(full.count);
     full.bias.push_back(full.count + outputs * inputs * area);
     full.count += outputs * inputs * area + outputs;
+    const size_t index = full.weights.size() - 1;
+    if (norm_eps.empty() || std::isnan(norm_eps[index])) continue;
+    full.norm[index] = full.count;
+    full.count += 2 * outputs;
   }
   return full;
 }
@@ -272,7 +284,7 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
     SubnetPlan subnet;
     bool fits = false;
     if (path != Path::layers) {
-      subnet = place(network, channels, precision, true);
+      subnet = place(network, channels, precision, Purpose::whole);
       fits = subnet.image_bytes + kSharedHead <= shared.block;
     }
     if (path == Path::whole && !fits)
@@ -284,8 +296,14 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
       whole.push_back(static_cast<int32_t>(s));
       most_whole = std::max(most_whole, subnet.image_bytes);
     } else {
-      subnet = place(network, channels, precision, false);
+      subnet = place(network, channels, precision, Purpose::layers);
       plan.layer_image_bytes = std::max(plan.layer_image_bytes, subnet.image_bytes);
+    }
+    if (!full.eps.empty()) {
+      SubnetPlan measured = place(network, channels, precision, Purpose::recalibration);
+      subnet.recalibration = std::move(measured.ops);
+      plan.recalibration_image_bytes =
+          std::max(plan.recalibration_image_bytes, measured.image_bytes);
     }
     for (size_t i = 0; i < ops; ++i) {
       OpPlan& op = subnet.ops[i];
@@ -302,6 +320,22 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
       pack.full_bias = full.bias[i];
       pack.kept_in = list_of[spec.input];
       pack.kept_out = list_of[spec.output];
+      pack.corrected = -1;
+      if (!full.eps.empty()) {
+        const int64_t padded = static_cast<int64_t>(op.out.chunks) * chunk_channels(precision);
+        NormPlan norm{full.norm[i],     network.channels(spec.output), full.eps[i], pack.kept_out,
+                      plan.corrections, plan.corrections + 2 * padded};
+        if (norm.full >= 0) {
+          pack.corrected = norm.corrected;
+          plan.corrections += 4 * padded;
+          plan.most_channels = std::max(plan.most_channels, padded);
+        }
+        subnet.norms.push_back(norm);
+        OpPlan& measured = subnet.recalibration[i];
+        measured.weights = op.weights;
+        measured.bias = op.bias;
+        measured.sources = op.sources;
+      }
       plan.most_pack_words = std::max(plan.most_pack_words, pack.words);
       all_packs.push_back(pack);
     }
@@ -316,8 +350,11 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
   const int64_t lists_at =
       rounded_up(plan.whole_subnets + static_cast<int64_t>(whole.size() * sizeof(int32_t)), 16);
   for (OpPlan& op : all_ops) op.sources += lists_at;
-  for (SubnetPlan& subnet : plan.subnets)
+  for (SubnetPlan& subnet : plan.subnets) {
     for (OpPlan& op : subnet.ops) op.sources += lists_at;
+    for (OpPlan& op : subnet.recalibration) op.sources += lists_at;
+    for (NormPlan& norm : subnet.norms) norm.kept_out += lists_at;
+  }
   for (PackPlan& pack : all_packs) {
     pack.kept_in += lists_at;
     pack.kept_out += lists_at;

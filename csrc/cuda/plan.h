@@ -61,7 +61,18 @@ struct PackPlan {
   int64_t full_weights, full_bias;  // floats from the start of the full weights
   int64_t kept_in, kept_out;        // bytes from the start of the descriptors, int32
   int64_t weights, bias;            // as in OpPlan
+  int64_t corrected;                // NormPlan::corrected, or -1
   int64_t words;                    // of 4 bytes, in the packed weights
+};
+
+// A batch norm whose statistics are measured for each sub-network. Scales and shifts are floats, as
+// many as channels in whole chunks, from the start of the corrections.
+struct NormPlan {
+  int64_t full;  // floats from the start of the full weights: weight [full], bias [full]; -1: none
+  int32_t full_channels;
+  float eps;
+  int64_t kept_out;            // as in PackPlan
+  int64_t passing, corrected;  // scale, then shift: with the biased variance, with the unbiased
 };
 
 // How a sub-network is run. whole: one block carries images through all layers, activations in
@@ -72,6 +83,8 @@ Path path_from(const std::string& name);  // throws std::invalid_argument
 
 struct SubnetPlan {
   std::vector<OpPlan> ops;
+  std::vector<OpPlan> recalibration;  // in layers, no result in the place of a residual
+  std::vector<NormPlan> norms;        // per op, where there is a recalibration
   int64_t image_bytes;  // all its activations at once, of one image; tensor 0 counts where whole
   bool whole;
 };
@@ -94,15 +107,20 @@ struct Plan {
   int64_t most_pack_words = 0;
   int64_t layer_image_bytes = 0;  // the most that a sub-network run in layers needs for an image
   int64_t most_pixels = 1;        // of a tensor
+  int64_t recalibration_image_bytes = 0, most_channels = 0;  // in whole chunks
+  int64_t corrections = 0;                                   // floats
 };
 
-// Where the full weights of an operation lie, in floats; bias follows.
+// Where the full weights of each operation lie, in floats; -1 where it has none.
 struct FullWeights {
-  std::vector<int64_t> weights, bias;  // per op; -1 where it has none
+  std::vector<int64_t> weights, bias, norm;  // norm: its weight, then its bias
+  std::vector<float> eps;
   int64_t count = 0;
 };
 
-FullWeights full_weights(const Network& network);
+// `norm_eps` holds the epsilon of each operation's batch norm, NaN where there is none; empty if
+// batch norms are folded into the weights.
+FullWeights full_weights(const Network& network, const std::vector<float>& norm_eps);
 
 // Shared memory holds this many bytes for all blocks of a multiprocessor, and for one block.
 struct SharedMemory {

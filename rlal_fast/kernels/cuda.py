@@ -94,6 +94,7 @@ class CudaProgram:
         precision: one of PRECISIONS.
         path: "whole" carries images through a sub-network in shared memory, "layers" launches each
             layer, "auto" takes the first where a sub-network fits.
+        recalibration_images: as `Evaluator`'s; each sub-network is run with their statistics.
     """
 
     def __init__(
@@ -104,13 +105,24 @@ class CudaProgram:
         device: torch.device,
         precision: str = "fp32",
         path: str = "auto",
+        recalibration_images: Tensor | None = None,
     ) -> None:
         self._network = FusedNetwork(nodes, positions)
         extension = native.extension()
-        self._native = extension.CudaProgram(self._network.tensors, self._network.ops, class_count)
+        norm_eps: list[float] = []
+        if recalibration_images is not None:
+            eps = {op: norm.attrs["eps"] for op, norm in self._network.norms()}
+            norm_eps = [eps.get(op, float("nan")) for op in range(len(self._network.ops))]
+        self._native = extension.CudaProgram(
+            self._network.tensors, self._network.ops, class_count, norm_eps
+        )
         self.device, self.precision, self.path = device, precision, path
         self._properties = extension.cuda_properties(place(device)[0])
         self._full = torch.zeros(self._native.full_floats, device=device)
+        self._recalibrated_on = 0
+        if recalibration_images is not None:
+            self._recalibrated_on = len(recalibration_images)
+            self._recalibration = self.load_images(recalibration_images)
 
     @property
     def device_name(self) -> str:
@@ -121,12 +133,18 @@ class CudaProgram:
         """Folds the full weights of a state dict and sends them to the device in one piece."""
         full = np.empty(self._native.full_floats, dtype=np.float32)
         weights_at, bias_at = self._native.weight_offsets, self._native.bias_offsets
-        for own in self._network.weights(_on_cpu(state)):
+        recalibrate = self._recalibrated_on > 0
+        there = _on_cpu(state)
+        for own in self._network.weights(there, recalibrate):
             start = weights_at[own.op]
             weight = full[start : start + own.weight.size].reshape(len(own.bias), -1)
             scale = 1.0 if own.scale is None else own.scale[:, None]
             weight[:] = own.weight.reshape(weight.shape) * scale
             full[bias_at[own.op] : bias_at[own.op] + len(own.bias)] = own.bias
+        for op, norm in self._network.norms() if recalibrate else ():
+            own_pair = [there[norm.params[role]].float().numpy() for role in ("weight", "bias")]
+            start = self._native.norm_offsets[op]
+            full[start : start + 2 * len(own_pair[0])] = np.concatenate(own_pair)
         self._full = upload(full, self.device)
 
     def load_images(self, images: Tensor) -> Tensor:
@@ -183,13 +201,21 @@ class CudaProgram:
             raise InputError(str(error)) from error
         descriptors = upload(plan.descriptors, self.device)
         batch = plan.batch(count, _ACTIVATION_BYTES)
-        sizes = plan.packed_bytes, plan.activation_bytes(batch)
-        packed, activations = (
+        measured_on = self._recalibrated_on
+        sizes = (
+            plan.packed_bytes,
+            plan.activation_bytes(batch),
+            plan.recalibration_bytes(measured_on),
+        )
+        packed, activations, workspace = (
             torch.empty(size, dtype=torch.uint8, device=self.device) for size in sizes
         )
-        memory = descriptors, self._full, packed, activations, images, labels, correct, logits
+        memory = (
+            *(descriptors, self._full, packed, activations, images, labels, correct, logits),
+            *((self._recalibration, workspace) if measured_on else (None, None)),
+        )
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in memory]
-        plan.evaluate(addresses, count, batch, *place(self.device))
+        plan.evaluate(addresses, count, batch, measured_on, *place(self.device))
 
 
 def masked_conv2d(
