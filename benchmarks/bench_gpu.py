@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -105,12 +107,26 @@ def main(given: Sequence[str] | None = None) -> int:
         "failures": session.failures,
         "lost": session.lost,
     }
-    status = _run(args, session, result, path)
+    try:
+        _run(args, session, result, path)
+    except LostDeviceError as error:
+        session.lost.append(error.what)
+        session.failures.append(str(error))
+        write_result(path, result)
+        print(f"bench_gpu: {error}; --continue goes on without it", file=sys.stderr)
+        return _LOST
+    except KeyboardInterrupt:
+        session.failures.append("stopped from outside before all sections were measured")
+    limits = ceilings.Ceilings(**result["ceilings"]) if "ceilings" in result else None
+    result["evaluations"] = kernels.evaluations(result["sections"], limits) if limits else []
+    write_result(path, result)
     tables.show({"machine": describe(), **result})
-    return status
+    print(f"written: {path.name}")
+    return 1 if session.failures else 0
 
 
-def _run(args: argparse.Namespace, session: Session, result: dict[str, Any], path: Path) -> int:
+def _run(args: argparse.Namespace, session: Session, result: dict[str, Any], path: Path) -> None:
+    """Fills `result`, and the file after each section."""
     budget, sections = Budget.of(args.budget), result["sections"]
     limits = ceilings.measure(session)
     result["ceilings"] = asdict(limits)
@@ -121,19 +137,8 @@ def _run(args: argparse.Namespace, session: Session, result: dict[str, Any], pat
         share = weights[waiting[0]] / sum(weights[name] for name in waiting)
         name, part = waiting.pop(0), budget.part(share)
         print(f"{name}: {part.left:.0f} s of {budget.left:.0f} s", flush=True)
-        try:
-            sections[name] = _section(name, args, session, limits, part)
-        except LostDeviceError as error:
-            session.lost.append(error.what)
-            session.failures.append(str(error))
-            write_result(path, result)
-            print(f"bench_gpu: {error}; --continue goes on without it", file=sys.stderr)
-            return _LOST
+        sections[name] = _section(name, args, session, limits, part)
         write_result(path, result)
-    result["evaluations"] = kernels.evaluations(sections, limits)
-    write_result(path, result)
-    print(f"written: {path.name}")
-    return 1 if session.failures else 0
 
 
 def _section(
@@ -191,4 +196,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # what ends this program from outside leaves the time to show what there is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    status = main()
+    sys.stdout.flush()
+    if status == _LOST:
+        os._exit(status)  # what tidies up after CUDA would fail, and change the status
+    sys.exit(status)

@@ -32,13 +32,12 @@ limited() {
     if [ "$seconds" -lt 1 ]; then seconds=1; fi
     timeout --kill-after=10 "$seconds" "$@"
 }
-# checked NAME SECONDS COMMAND...: a failure is kept for the end
-checked() {
-    local name=$1 status=0
-    shift
-    limited "$@" || status=$?
-    if [ "$status" = 124 ] || [ "$status" = 137 ]; then name="$name: not finished in $1 s"; fi
-    if [ "$status" != 0 ]; then failures+=("$name (status $status)"); fi
+# kept NAME STATUS: a failure is said again at the end
+kept() {
+    local why="status $2"
+    if [ "$2" = 0 ]; then return; fi
+    if [ "$2" = 124 ] || [ "$2" = 137 ]; then why="not finished in time"; fi
+    failures+=("$1: $why")
 }
 
 step "what is here"
@@ -54,7 +53,7 @@ else
     architecture=$("$python" -c '
 import torch
 if not torch.cuda.is_available():
-    raise SystemExit("torch finds no GPU")
+    raise SystemExit(1)
 print("{}{}".format(*torch.cuda.get_device_capability()))') || stop "no GPU that torch can use"
     nvcc=$(PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" command -v nvcc) || stop "no nvcc"
     export CUDACXX=${CUDACXX:-$nvcc}
@@ -83,49 +82,66 @@ export TORCHINDUCTOR_CACHE_DIR=$work/inductor # what an earlier run compiled mus
     exit 1
 }
 
+# In the background, as each of them and the tests leave the GPU and the other cores idle:
+# sanitized NAME COMMAND...
+sanitizers=()
+sanitized() {
+    local name=$1
+    shift
+    limited 110 "$@" >"$work/$name.log" 2>&1 &
+    sanitizers+=("$name:$!")
+}
+step "memory errors and races, in the background"
+if [ -n "$emulated" ]; then
+    sanitized sanitize_gpu "$python" benchmarks/sanitize_gpu.py
+elif command -v compute-sanitizer >/dev/null; then
+    # torch keeps memory that it was given: what lies beyond a tensor would belong to it too
+    check=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --tool)
+    script=("$python" benchmarks/sanitize_gpu.py)
+    sanitized memcheck "${check[@]}" memcheck "${script[@]}"
+    sanitized racecheck "${check[@]}" racecheck "${script[@]}"
+    sanitized memcheck-mobilenet_v2 "${check[@]}" memcheck "${script[@]}" --arch mobilenet_v2 \
+        --images 2 --paths auto,layers
+else
+    echo "compute-sanitizer is not installed: left out"
+fi
+
 step "agreement on this device"
 found=()
 for file in $tests; do
     if [ -e "$file" ]; then found+=("$file"); else echo "$file: not there, left out"; fi
 done
 if ! "$python" -c 'import pytest' 2>/dev/null; then
-    failures+=("tests: $python has no pytest")
+    echo "$python has no pytest"
+    kept tests 1
 elif [ "${#found[@]}" -gt 0 ]; then
     workers=(-o addopts=)
     "$python" -c 'import xdist' 2>/dev/null && workers+=(-n 8)
-    checked tests 120 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" "${found[@]}"
+    limited 120 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" "${found[@]}"
+    kept tests $?
 fi
 
-step "memory errors and races"
-if [ -n "$emulated" ]; then
-    checked sanitize_gpu 60 "$python" benchmarks/sanitize_gpu.py
-elif command -v compute-sanitizer >/dev/null; then
-    # the allocator of torch would hide what lies beyond a tensor
-    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    for tool in memcheck racecheck; do
-        checked "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$python" benchmarks/sanitize_gpu.py
-    done
-    checked "memcheck, mobilenet_v2" 45 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        "$python" benchmarks/sanitize_gpu.py --arch mobilenet_v2 --images 2 --paths auto,layers
-    unset PYTORCH_NO_CUDA_MEMORY_CACHING
-else
-    echo "compute-sanitizer is not installed: left out"
-fi
+step "what the sanitizers found"
+for one in "${sanitizers[@]}"; do # nothing may run beside what is measured
+    name=${one%%:*}
+    wait "${one##*:}"
+    kept "$name" $?
+    echo "--- $name"
+    tail -n 25 "$work/$name.log"
+done
 
 step "measuring"
 goes_on=
 for _ in 1 2 3 4 5 6; do
-    # 20 s are for what a section takes beyond its share, and for the table
-    budget=$(($(left) - 20))
+    # 40 s are for what a section takes beyond its share, for the start and for the table
+    budget=$(($(left) - 40))
     if [ "$budget" -lt 1 ]; then budget=1; fi
-    status=0
-    timeout --kill-after=10 $((budget + 60)) "$python" benchmarks/bench_gpu.py \
-        --budget "$budget" "$@" $goes_on || status=$?
+    limited 100000 "$python" benchmarks/bench_gpu.py --budget "$budget" "$@" $goes_on
+    status=$?
     goes_on=--continue
     if [ "$status" != 75 ]; then break; fi # a kernel lost the device: go on without it
 done
-if [ "$status" != 0 ]; then failures+=("bench_gpu (status $status)"); fi
+kept bench_gpu "$status"
 
 step "done"
 if [ "${#failures[@]}" -gt 0 ]; then

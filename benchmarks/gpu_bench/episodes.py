@@ -90,6 +90,7 @@ class _Entry:
             return True
         except OverTimeError:
             self._leave_out(key, title, "its set-up did not fit into the time")
+            self.session.check_device(name)
         except InputError as error:
             self._leave_out(key, title, str(error))
         except DisagreesError as error:

@@ -16,7 +16,7 @@ def show(result: dict[str, Any]) -> None:
     gpu = result["machine"].get("gpu", {"name": "emulated on the CPU"})
     print("\n" + ", ".join(f"{key} {value}" for key, value in gpu.items()))
     print(f"torch {result['machine']['torch']}, commit {result['machine']['commit']}")
-    ceilings = result["ceilings"]
+    ceilings = result.get("ceilings", {"flops": {}, "bytes_per_second": 0.0})
     rates = ", ".join(f"{p} {rate / 1e12:.1f}" for p, rate in ceilings["flops"].items())
     print(f"copy {ceilings['bytes_per_second'] / 1e9:.0f} GB/s; TFLOP/s of a product: {rates}")
     for name, section in result["sections"].items():
@@ -134,6 +134,8 @@ def _rewards(section: dict[str, Any]) -> None:
 
 
 def _evaluations(rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
     print("\nwhole evaluations against their floor")
     headings = ("network", "precision", "setting", "ms (quartiles)", "floor", "x", "TFLOP/s")
     cells = [

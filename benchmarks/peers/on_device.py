@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from peers import Setting
 from peers.batching import joined, whole_batches
+from peers.device_network import DeviceNetwork
 from peers.folded import FoldedNetwork
 from peers.fx_network import fx_network
-from peers.padded import padded
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.subnet import Subnet
 
@@ -33,19 +33,19 @@ class _Batches:
 
     def __init__(self, images: Tensor, setting: Setting, dtype: torch.dtype) -> None:
         self._images, self._size, self._dtype = images, setting.batch, dtype
-        self._format = _FORMATS[setting.mode.split(",")[0]]
+        self.format = _FORMATS[setting.mode.split(",")[0]]
         self.batches: Sequence[Tensor] = ()
 
     def load(self, *, whole: bool = False) -> None:
         """`whole`: the last batch is filled up, for what is compiled for one shape."""
-        laid_out = self._images.to(self._dtype).contiguous(memory_format=self._format)
+        laid_out = self._images.to(self._dtype).contiguous(memory_format=self.format)
         self.batches = laid_out.split(self._size)
         if whole:
             parts = whole_batches(laid_out, self._size)
-            self.batches = [part.contiguous(memory_format=self._format) for part in parts]
+            self.batches = [part.contiguous(memory_format=self.format) for part in parts]
 
     def taken(self, module: nn.Module) -> nn.Module:
-        return module.to(self._images.device, self._dtype, memory_format=self._format)
+        return module.to(self._images.device, self._dtype, memory_format=self.format)
 
     @torch.inference_mode()
     def logits(self, module: Callable[[Tensor], Tensor]) -> Tensor:
@@ -99,7 +99,7 @@ class MaskedHalf(_Masked):
 
 
 class _Folded:
-    """The compact network, batch norms folded and activations in place."""
+    """The compact network, batch norms folded and activations in place; cut on the device."""
 
     batches, workers = _BATCHES, False
     modes: ClassVar[tuple[str, ...]] = (_EXACT, _FILLED)
@@ -109,18 +109,17 @@ class _Folded:
         self._graph, self._device, self._setting = graph, images.device, setting
         self._batches = _Batches(images, setting, self.dtype)
 
+    @property
+    def _multiple(self) -> int:
+        return 8 if self._setting.mode == _FILLED else 1
+
     def load(self) -> None:
-        self._network = FoldedNetwork(self._graph)
+        place = self._device, self.dtype, self._batches.format
+        self._network = DeviceNetwork(FoldedNetwork(self._graph), *place)
         self._batches.load()
 
-    def _module(self, subnet: Subnet) -> nn.Module:
-        steps = self._network.cut(subnet)
-        if self._setting.mode == _FILLED:
-            steps = padded(steps, 8)
-        return self._batches.taken(fx_network(steps))
-
     def prepare(self, subnet: Subnet) -> Callable[[], Tensor]:
-        module = self._module(subnet)
+        module = self._network.cut(subnet, self._multiple)
         return lambda: self._batches.logits(module)
 
 
@@ -144,7 +143,8 @@ class GraphHalf(_Folded):
         self._pool = torch.cuda.graph_pool_handle()
 
     def prepare(self, subnet: Subnet) -> Callable[[], Tensor]:
-        module, here = self._module(subnet), torch.cuda.current_stream(self._device)
+        here = torch.cuda.current_stream(self._device)
+        module = self._network.cut(subnet, self._multiple)
         self._stream.wait_stream(here)
         # torch.cuda.graph() would also collect garbage and empty the allocator's cache each time,
         # which costs more than the capture.
@@ -153,8 +153,10 @@ class GraphHalf(_Folded):
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=self._pool)
-            logits = self._batches.logits(module)
-            graph.capture_end()
+            try:
+                logits = self._batches.logits(module)
+            finally:
+                graph.capture_end()
         here.wait_stream(self._stream)
         self._last = graph  # the graph before lived until here, and so its pool lives on
 
@@ -166,17 +168,18 @@ class GraphHalf(_Folded):
 
 
 class CompiledHalf(_Folded):
-    """torch.compile, for one sub-network: compiling takes minutes."""
+    """torch.compile, for one sub-network: compiling takes a minute or more."""
 
     modes = (_FILLED,)
 
     def load(self) -> None:
-        super().load()
+        self._folded = FoldedNetwork(self._graph)
         self._batches.load(whole=True)
 
     def prepare(self, subnet: Subnet) -> Callable[[], Tensor]:
         torch.compiler.reset()
-        module = torch.compile(self._module(subnet), dynamic=False)
+        network = fx_network(self._folded.cut(subnet, self._multiple))
+        module = torch.compile(self._batches.taken(network), dynamic=False)
         with torch.inference_mode():
             module(self._batches.batches[0])  # compiles
         return lambda: self._batches.logits(module)

@@ -14,7 +14,6 @@ from peers import Setting
 from peers.batching import joined, whole_batches
 from peers.folded import FoldedNetwork
 from peers.onnx_model import INPUT, OUTPUT, onnx_model
-from peers.padded import padded
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.subnet import Subnet
 
@@ -38,7 +37,7 @@ class _OnDevice:
         self._batches = [batch.contiguous() for batch in batches]
 
     def prepare(self, subnet: Subnet) -> Callable[[], Tensor]:
-        steps = padded(self._network.cut(subnet), 8)
+        steps = self._network.cut(subnet, multiple=8)
         provider: Any = "CPUExecutionProvider"
         if self._device.type == "cuda":
             device = {"device_id": self._device.index or 0}

@@ -4,78 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from peers.folded import FloatArray, Step
+if TYPE_CHECKING:
+    from peers.folded import Step
 
-
-@dataclass(frozen=True)
-class _Channels:
-    """Of a step's output: as cut, and filled up; the filling comes last."""
-
-    cut: int
-    filled: int
+IntArray = NDArray[np.int64]
+FILLER = -1
+"""A channel that is zero: the last row and column of a weight that is extended by zeros."""
 
 
-def padded(steps: Sequence[Step], multiple: int) -> list[Step]:
-    """The same network with more channels, which stay zero: so are the weights that make them.
+def filled_up(
+    steps: Sequence[Step], kept: Sequence[IntArray], multiple: int
+) -> dict[int, IntArray]:
+    """The channels of each step's output: those that are kept, then FILLERs up to a multiple.
 
-    Logits stay as they are. Where a filled-up channel count would meet one that cannot be filled
-    up (beside the zero channels that a shortcut adds), the steps come back as they are.
+    Logits stay as they are, and so do the logits' channels. Where a channel count that was filled
+    up would meet one that cannot be (beside the zeros that a shortcut adds), none is.
     """
-    channels: dict[int, _Channels] = {}
+    more: dict[int, int] = {}
     images = {step.index: step.node.shape[1:] for step in steps}
-    filled: list[Step] = []
     for step in steps:
-        sources = [channels[source] for source in step.inputs]
-        areas = [math.prod(images[source]) for source in step.inputs]
-        own = _channels(step, sources, areas, 1 if step is steps[-1] else multiple)
-        if own is None:
-            return list(steps)
-        channels[step.index] = own
-        filled.append(_filled(step, own.filled, sources))
-    return filled
+        count = _fillers(
+            step, [more[source] for source in step.inputs], len(kept[step.index]), multiple
+        )
+        if count is None:
+            return filled_up(steps, kept, 1)
+        if step.node.op == "flatten":
+            count *= math.prod(images[step.inputs[0]])
+        more[step.index] = 0 if step is steps[-1] else count
+    return {
+        index: np.concatenate([kept[index], np.full(count, FILLER)])
+        for index, count in more.items()
+    }
 
 
-def _channels(
-    step: Step, sources: list[_Channels], areas: list[int], multiple: int
-) -> _Channels | None:
-    """Of a step's output; None where those of its inputs do not fit together."""
-    node = step.node
-    if node.op == "input":
-        return _Channels(node.shape[0], node.shape[0])
-    if _mixes(step):
-        assert step.weight is not None
-        rows = len(step.weight)
-        return _Channels(rows, -(-rows // multiple) * multiple)
-    first = sources[0]
-    if node.op == "flatten":
-        return _Channels(first.cut * areas[0], first.filled * areas[0])
-    if node.op == "pad_channels":
-        total = first.cut + node.attrs["before"] + node.attrs["after"]
-        return _Channels(total, total) if first.cut == first.filled else None
-    return first if all(source == first for source in sources) else None
+def _fillers(step: Step, sources: list[int], kept: int, multiple: int) -> int | None:
+    """How many a step's output gets; None where its inputs do not fit together."""
+    if mixes(step):
+        return -kept % multiple
+    if step.node.op == "input":
+        return 0
+    if step.node.op == "pad_channels":
+        return None if sources[0] else 0
+    return sources[0] if len(set(sources)) == 1 else None
 
 
-def _mixes(step: Step) -> bool:
+def mixes(step: Step) -> bool:
     """Whether each output channel reads all input channels."""
     node = step.node
     return node.op == "linear" or (node.op == "conv" and not node.attrs["depthwise"])
-
-
-def _filled(step: Step, rows: int, sources: list[_Channels]) -> Step:
-    if step.weight is None:
-        return step
-    weight = _grown(step.weight, 0, rows)
-    if _mixes(step):
-        weight = _grown(weight, 1, sources[0].filled)
-    bias = None if step.bias is None else _grown(step.bias, 0, rows)
-    return replace(step, weight=weight, bias=bias)
-
-
-def _grown(array: FloatArray, axis: int, count: int) -> FloatArray:
-    more = [(0, 0)] * array.ndim
-    more[axis] = (0, count - array.shape[axis])
-    return np.pad(array, more)
