@@ -1,6 +1,6 @@
 # For developers; needs an environment with `pip install -e '.[test,dev]'` active.
 PYTHON ?= python
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help check lint types tidy check-native format test build check-oldest clean
@@ -21,9 +21,11 @@ types:
 tidy:
 	.ci/check-native tidy
 
-check-native: ## compile with warnings as errors; the kernels against plain loops, NEON under emulation
+check-native: ## compile with warnings as errors; the kernels against plain loops, NEON and CUDA emulated
 	.ci/check-native compile
 	.ci/check-native checks
+	.ci/check-native cuda
+	.ci/check-native emulated
 	.ci/check-native neon
 
 format: ## rewrite the code in the house's format

@@ -1,4 +1,5 @@
-// CUDA: pointers and the stream come in as integers, as torch's data_ptr() and cuda_stream give them.
+// CUDA: pointers and the stream come in as integers, as torch's data_ptr() and cuda_stream give
+// them.
 #include <memory>
 #include <string>
 #include <utility>
@@ -82,8 +83,8 @@ std::unique_ptr<Plan> plan_subnets(const CudaProgram& program, const Array<uint8
   const int64_t count = masks.shape(0);
   const py::gil_scoped_release release;
   return std::make_unique<Plan>(make_plan(program.network, program.full, kind, how,
-                                          {shared_of_multiprocessor, shared_of_block}, data,
-                                          count, program.classes));
+                                          {shared_of_multiprocessor, shared_of_block}, data, count,
+                                          program.classes));
 }
 
 void evaluate_plan(const Plan& plan, const std::vector<int64_t>& addresses, int64_t images,
@@ -104,10 +105,12 @@ void evaluate_plan(const Plan& plan, const std::vector<int64_t>& addresses, int6
 
 // ---- one convolution ----
 
-std::unique_ptr<MaskedConv> make_masked_conv(
-    const std::vector<int>& window, bool is_depthwise, float low, float high, int height,
-    int width, int full_in, int full_out, const std::vector<int32_t>& kept_in,
-    const std::vector<int32_t>& kept_out, const std::string& precision) {
+std::unique_ptr<MaskedConv> make_masked_conv(const std::vector<int>& window, bool is_depthwise,
+                                             float low, float high, int height, int width,
+                                             int full_in, int full_out,
+                                             const std::vector<int32_t>& kept_in,
+                                             const std::vector<int32_t>& kept_out,
+                                             const std::string& precision) {
   OpSpec spec{};
   spec.kind = is_depthwise ? OpKind::depthwise : OpKind::conv;
   spec.window = window_from(window);

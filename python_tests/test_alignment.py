@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlal_fast.alignment import AlignmentPenalty
+from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.models import create
 from rlal_fast.subnet import Subnet
@@ -206,3 +206,61 @@ def test_a_structure_that_keeps_everything_costs_nothing(groups: str) -> None:
     assert value.item() == 0
     loss = graph.model(torch.ones(2, 2, 8, 8)).sum() + 1e-4 * value
     loss.backward()  # it can be part of a loss all the same
+
+
+# -- the same by masks -----------------------------------------------------------------------------
+
+
+def gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    value.backward()
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_masks_say_the_same(case: str, channels_last: bool) -> None:
+    network, groups, _ = CASES[case]
+    graph = make(network, groups)
+    model = graph.model
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    masked = MaskedAlignment(model, graph)
+    for seed in range(3):  # one object, another structure each time
+        subnet = structure(graph, seed)
+        masked.align_to(subnet)
+        plain = AlignmentPenalty(model, subnet)
+        assert masked().item() == pytest.approx(plain().item(), rel=1e-6)
+        ours, theirs = gradients(model, masked()), gradients(model, plain())
+        for name, gradient in ours.items():
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+        with torch.no_grad():  # the weights of each call count
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def test_masks_of_nothing_and_of_everything() -> None:
+    graph = make("inverted", "all")
+    masked = MaskedAlignment(graph.model, graph)
+    for value in (None, graph.full_subnet(), None):
+        assert masked().item() == 0  # at first nothing is pushed
+        masked.align_to(value)
+        assert masked().item() == 0
+        assert all(bool((g == 0).all()) for g in gradients(graph.model, masked()).values())
+        masked.align_to(structure(graph))
+        assert masked().item() > 0
+        masked.align_to(None)
+
+
+def test_masks_on_weights_that_are_zero_have_a_finite_gradient() -> None:
+    graph = make("inverted", "all")
+    with torch.no_grad():
+        for parameter in graph.model.parameters():
+            parameter.zero_()
+    masked = MaskedAlignment(graph.model, graph)
+    masked.align_to(structure(graph))
+    assert 0 <= masked().item() < 1e-4
+    assert all(bool((g == 0).all()) for g in gradients(graph.model, masked()).values())

@@ -66,7 +66,7 @@ class Bomb:
 def test_pickled_code_is_not_run(folder: RunFolder, tmp_path: Path) -> None:
     checkpoint.save(folder, STATE)
     mark = tmp_path / "bang"
-    file_of(folder).write_bytes(stored({"format": 1, "joint": Bomb(mark)}))
+    file_of(folder).write_bytes(stored({"format": 2, "joint": Bomb(mark)}))
     with pytest.raises(InputError, match="cannot be read"):
         checkpoint.load(folder)
     assert not mark.exists()
@@ -110,8 +110,8 @@ def test_a_torn_one_is_refused_wherever_it_ends(folder: RunFolder) -> None:
 
 def test_another_format_is_named(folder: RunFolder) -> None:
     checkpoint.save(folder, STATE)
-    file_of(folder).write_bytes(stored({**STATE, "format": 2}))
-    with pytest.raises(InputError, match="has format 2, this version reads 1"):
+    file_of(folder).write_bytes(stored({**STATE, "format": 1}))
+    with pytest.raises(InputError, match="has format 1, this version reads 2"):
         checkpoint.load(folder)
 
 

@@ -299,3 +299,18 @@ def test_rewards_are_the_scorers_and_channels_stay_by_importance() -> None:
         norms = [sum(abs(w) for w in filters) for filters in model.conv3.weight.flatten(1).tolist()]
         best = sorted(range(11), key=lambda c: -norms[c])[: rollout.widths[p, 2]]
         assert subnet.kept[2].tolist() == sorted(best)
+
+
+@pytest.mark.parametrize(("p", "least", "step"), SETTINGS)
+def test_episodes_follow_from_their_widths_bit_for_bit(p: str, least: int, step: int) -> None:
+    graph = PrunableGraph.trace(Chain(), torch.zeros(1, 1, 8, 8), groups="all")
+    budget = Budget(graph.cost, float(p), min_width=least, round_to=step)
+    env = PruningEnv(graph, budget, KeptShare())
+    source = torch.Generator().manual_seed(0)
+    parts = [env.rollout(RandomAgent(0.8), count, None, source) for count in (7, 1, 5)]
+    again = env.episodes(
+        np.concatenate([part.widths for part in parts]),
+        np.concatenate([part.rewards for part in parts]),
+    )
+    for name, tensor in vars(again).items():
+        assert torch.equal(tensor, torch.cat([getattr(part.episodes, name) for part in parts]))

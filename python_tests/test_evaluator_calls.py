@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import rlal_fast as rf
-from rlal_fast.kernels import native
+from rlal_fast.kernels import cuda, masked_conv2d, native
 
-BACKENDS = ["native", "torch"]
+BACKENDS = ["native", "torch", *(["cuda"] if cuda.unusable() is None else [])]
 SHAPE = (3, 8, 9)
 
 
@@ -61,7 +61,7 @@ def test_weights_count_from_load_weights_on_and_nothing_is_rebuilt(backend: str)
             tensor.mul_(2)
     graph.model.train()
     inner = vars(evaluator)["_backend"]
-    program = inner._program.native if backend == "native" else None
+    program = vars(inner).get("_program")
     assert torch.equal(evaluator.logits(subnet), before[0])
     assert evaluator.accuracies([subnet]) == float((before[0].argmax(1) == labels).double().mean())
     evaluator.load_weights(graph.model)
@@ -71,7 +71,7 @@ def test_weights_count_from_load_weights_on_and_nothing_is_rebuilt(backend: str)
     error = (evaluator.logits(full) - expected).abs().max() / expected.abs().max()
     assert error < 1e-5
     assert graph.model.training  # and scoring left the mode alone
-    assert backend == "torch" or inner._program.native is program
+    assert vars(inner).get("_program") is program
     other = network(5)
     evaluator.load_weights(other)
     with torch.no_grad():
@@ -274,9 +274,27 @@ def test_subnets_of_another_graph_and_unknown_backends_are_refused() -> None:
     with pytest.raises(rf.InputError, match="made by its own graph"):
         evaluator.logits(stranger)
     with pytest.raises(
-        rf.InputError, match="unknown backend 'cuda': known are auto, native, torch"
+        rf.InputError, match="unknown backend 'rocm': known are auto, native, cuda, torch"
     ):
-        rf.Evaluator(graph, IMAGES, LABELS, "cuda")
+        rf.Evaluator(graph, IMAGES, LABELS, "rocm")
+    for setting in ({"precision": "fp8"}, {"path": "long"}):
+        with pytest.raises(rf.InputError, match=f"unknown {next(iter(setting))} '.*': known are"):
+            rf.Evaluator(graph, IMAGES, LABELS, "torch", **setting)
+    for setting in ({"precision": "fp16"}, {"path": "layers"}):
+        with pytest.raises(rf.InputError, match="is for backend 'cuda', not for 'native'"):
+            rf.Evaluator(graph, IMAGES, LABELS, "native", **setting)
+
+
+@pytest.mark.skipif(cuda.unusable() is None, reason="the CUDA kernels can run here")
+def test_cuda_that_cannot_run_is_refused_with_the_reason() -> None:
+    graph = shared_graph()
+    for call in (
+        lambda: rf.Evaluator(graph, IMAGES, LABELS, "cuda"),
+        lambda: masked_conv2d(IMAGES, IMAGES, None, [0], [0], backend="cuda"),
+    ):
+        with pytest.raises(rf.InputError, match=r"backend 'cuda' cannot run here: .+") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -84,6 +84,8 @@ def test_the_papers_settings_are_the_defaults() -> None:
         {"beta": -1e-9},
         {"beta": float("nan")},
         {"warmup_epochs": 200},
+        {"device": "gpu"},
+        {"evaluator_precision": "fp8"},
         {"search_epochs": 0, "epochs": 0},
     ],
     ids=str,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import cycle, product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from masked_conv_truth import assert_close, pair, result_size, some, truth
 from torch import Tensor
-from torch.nn import functional as F
 
 from rlal_fast.errors import InputError
 from rlal_fast.kernels import build_info, masked_conv2d
@@ -21,37 +20,6 @@ BATCHES = (0, 1, 5, 16, 17)
 ACTIVATIONS = (None, "relu", "relu6")
 KERNELS = ((1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (5, 2), (2, 3))
 STRIDES = (1, 2, 3, (2, 1), (1, 3))
-
-
-def truth(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    kept_in: Sequence[int],
-    kept_out: Sequence[int],
-    *,
-    groups: int = 1,
-    residual: Tensor | None = None,
-    activation: str | None = None,
-    **settings: Any,
-) -> Tensor:
-    """Nothing is cut: pruned inputs are zeros, pruned outputs are computed and left out."""
-    channels = weight.shape[1] * groups
-    whole = torch.zeros(x.shape[0], channels, *x.shape[2:], dtype=torch.float64)
-    whole[:, list(kept_in)] = x.detach().double()
-    full_bias = None if bias is None else bias.double()
-    out = F.conv2d(whole, weight.detach().double(), full_bias, groups=groups, **settings)
-    out = out[:, list(kept_out)]
-    if residual is not None:
-        out = out + residual.double()
-    low, high = {None: (None, None), "relu": (0, None), "relu6": (0, 6)}[activation]
-    return out if low is None else out.clamp(low, high)
-
-
-def assert_close(result: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
-    assert result.shape == expected.shape
-    scale = float(expected.abs().max()) if expected.numel() else 1.0
-    torch.testing.assert_close(result.double(), expected, rtol=bound, atol=bound * max(scale, 1e-3))
 
 
 def check(*args: Any, **settings: Any) -> Tensor:
@@ -67,24 +35,6 @@ def check(*args: Any, **settings: Any) -> Tensor:
     assert_close(native, expected, 3e-5 if winograd else 1e-5)
     assert_close(masked_conv2d(*args, **settings, backend="torch"), expected)
     return native
-
-
-def some(count: int, full: int) -> list[int]:
-    """`count` of `full` channels, ascending, by the seed of the test."""
-    return sorted(torch.randperm(full)[:count].tolist())
-
-
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
-
-
-def result_size(
-    size: tuple[int, int], kernel: tuple[int, int], padding: Any, stride: Any, dilation: Any = 1
-) -> tuple[int, int] | None:
-    """Height and width of the result, None where the kernel does not fit."""
-    axes = zip(size, kernel, pair(padding), pair(stride), pair(dilation), strict=True)
-    rooms = [(s + 2 * p - d * (k - 1) - 1, t) for s, k, p, t, d in axes]
-    return None if min(r for r, _ in rooms) < 0 else tuple(r // t + 1 for r, t in rooms)  # type: ignore[return-value]
 
 
 def check_sizes(kernel: tuple[int, int], depthwise: bool, **settings: Any) -> None:
@@ -325,7 +275,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "kernel too large": ({"dilation": 3}, "kernel of 7 pixels does not fit"),
     "kernel of nothing": ({"weight": torch.zeros(4, 3, 0, 3)}, "does not fit"),
     "no pixels": ({"x": X[:, :, :0]}, "does not fit"),
-    "backend": ({"backend": "cuda"}, "backend must be 'native' or 'torch', not 'cuda'"),
+    "backend": ({"backend": "rocm"}, "backend must be .*'cuda' or 'torch', not 'rocm'"),
+    "precision": ({"precision": "fp8"}, "precision must be one of fp32, .* not 'fp8'"),
+    "precision of the CPU": (
+        {"precision": "fp16"},
+        "'fp16' is for backend 'cuda', not for 'native'",
+    ),
     "double x": ({"x": X.double()}, "float32 on the CPU, not x of torch.float64"),
     "half weight": ({"weight": W.half()}, "not weight of torch.float16"),
     "double bias": ({"bias": torch.zeros(4).double()}, "not bias of torch.float64"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -45,12 +46,14 @@ def test_an_extension_of_another_version_is_refused(monkeypatch: pytest.MonkeyPa
 def test_build_info_tells_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RLAL_FAST_ISA", raising=False)
     info = build_info()
-    assert info.keys() == {"version", "compiler", "isas", "isa", "cuda"}
+    assert info.keys() - {"cuda_architectures"} == {"version", "compiler", "isas", "isa", "cuda"}
     assert info["version"] == rf.__version__
     assert info["isas"][-1] == "portable"  # runs everywhere
     assert info["isa"] == info["isas"][0]  # the best
     assert set(info["isas"]) <= {"avx512", "avx2", "neon", "portable"}
-    assert info["cuda"] is False
+    if info["cuda"]:  # the toolkit's version
+        assert re.fullmatch(r"\d+\.\d+.*|emulated", info["cuda"])
+        assert info["cuda_architectures"]
     for name in info["isas"]:
         monkeypatch.setenv("RLAL_FAST_ISA", name)
         assert build_info()["isa"] == name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import signal
@@ -12,25 +11,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import here
+from gpu import needs_gpu
 from torch import nn
 
 from rlal_fast import checkpoint
-from rlal_fast.__main__ import main
 from rlal_fast.agents import SACConfig
 from rlal_fast.data import ImageData, load
 from rlal_fast.environment_model import EnvironmentModelConfig
-from rlal_fast.errors import InputError
+from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import Record
 from rlal_fast.models import create
 from rlal_fast.run_folder import RunFolder
-from rlal_fast.trainer import JointTrainer
+from rlal_fast.trainer import JointResult, JointTrainer
 from rlal_fast.weights import WeightsConfig
 
 # -- in one process: every epoch, by an exception --------------------------------------------------
@@ -61,7 +61,11 @@ def digits() -> ImageData:
 
 
 def start(
-    folder: RunFolder, data: ImageData, model_seed: int, stop_at: tuple[str, int]
+    folder: RunFolder,
+    data: ImageData,
+    model_seed: int,
+    stop_at: tuple[str, int],
+    config: JointConfig = CONFIG,
 ) -> list[Record]:
     """Trains until the record of `stop_at`, which is written down but in no checkpoint yet."""
     records: list[Record] = []
@@ -72,7 +76,7 @@ def start(
             raise Stopped
 
     torch.manual_seed(model_seed)
-    trainer = JointTrainer(create("resnet8", 10, 1), data, CONFIG, folder=folder, on_epoch=on_epoch)
+    trainer = JointTrainer(create("resnet8", 10, 1), data, config, folder=folder, on_epoch=on_epoch)
     with pytest.raises(Stopped):
         trainer.fit()
     return records
@@ -150,6 +154,83 @@ def test_a_run_that_grows_forgets_its_fine_tuning(digits: ImageData, tmp_path: P
     assert stages[last + 1 :] == ["finetune"] * longer.finetune
 
 
+def test_it_stops_at_its_time_limit_and_goes_on(
+    straight: tuple[Any, Any], digits: ImageData, tmp_path: Path
+) -> None:
+    """A limit of no time stops after every epoch; the last one is followed by the end."""
+
+    def go_on() -> JointResult:
+        torch.manual_seed(3)
+        model = create("resnet8", 10, 1)
+        return JointTrainer(model, digits, CONFIG, folder=tmp_path / "run").fit(max_minutes=0)
+
+    for done in range(1, len(STEPS)):
+        with pytest.raises(RunStopped) as stopped:
+            go_on()
+        assert (stopped.value.done, stopped.value.total) == (done, len(STEPS))
+        assert str(stopped.value) == f"stopped after {done} of 8 epochs; the same call goes on"
+    assert timeless(go_on().metrics) == straight[0]
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(
+    straight: tuple[Any, Any], digits: ImageData, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    trainer = JointTrainer(create("resnet8", 10, 1), digits, CONFIG, folder=tmp_path / "run")
+    assert timeless(trainer.fit(max_minutes=60).metrics) == straight[0]
+
+
+@pytest.mark.parametrize("minutes", [-1.0, float("nan")])
+def test_a_limit_that_cannot_be(digits: ImageData, tmp_path: Path, minutes: float) -> None:
+    model = create("resnet8", 10, 1)
+    trainer = JointTrainer(model, digits, CONFIG, folder=tmp_path / "run")
+    with pytest.raises(InputError, match=r"max_minutes=.* must be at least 0"):
+        trainer.fit(minutes)
+    with pytest.raises(InputError, match="max_minutes needs a folder"):
+        JointTrainer(model, digits, CONFIG).fit(1.0)
+
+
+def test_a_run_goes_on_with_another_way_to_launch_steps(
+    straight: tuple[Any, Any], digits: ImageData, tmp_path: Path
+) -> None:
+    """On the CPU neither amp nor capture does anything."""
+    folder = RunFolder.create(tmp_path / "run", {})
+    start(folder, digits, 3, STEPS[2])
+    weights = dataclasses.replace(CONFIG.weights, capture=False, amp="off")
+    config = dataclasses.replace(CONFIG, weights=weights, device="cpu")
+    result = JointTrainer(create("resnet8", 10, 1), digits, config, folder=folder).fit()
+    assert timeless(result.metrics) == straight[0]
+
+
+# -- from device to device -------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")], ids=str)
+@pytest.mark.parametrize("stop_at", [("joint", 2), ("finetune", 1)], ids=str)
+def test_it_goes_on_on_another_device(
+    digits: ImageData, tmp_path: Path, devices: tuple[str, str], stop_at: tuple[str, int]
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    first, second = (dataclasses.replace(CONFIG, device=name) for name in devices)
+    before = start(folder, digits, 3, stop_at, first)
+    state = torch.load(folder.checkpoint_dir / "last.pt", weights_only=True)  # no map_location
+    assert devices_of(state) == {"cpu"}
+    after = start(folder, digits, 4, STEPS[-1], second)
+    assert (after[0]["stage"], after[0]["epoch"]) == stop_at  # only that epoch is done again
+    assert len(before) - 1 + len(after) == len(STEPS)
+    assert after[0]["loss"] == pytest.approx(before[-1]["loss"], rel=0.2, abs=0.1)
+
+
+def devices_of(value: Any) -> set[str]:
+    if isinstance(value, torch.Tensor):
+        return {value.device.type}
+    items = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list | tuple):
+        return set().union(*(devices_of(item) for item in items))
+    return set()
+
+
 # -- the command, by SIGKILL -----------------------------------------------------------------------
 
 COMMAND = ["--arch", "resnet8", "--train-limit", "200", "--threads", "1", "--epochs", "3"]
@@ -172,19 +253,6 @@ def rlal(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def here(*arguments: str | Path) -> tuple[int, str, str]:
-    """The same command without the seconds of a new process: exit status, stdout, stderr."""
-    output, errors, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rlal", *map(str, arguments)])
-        with redirect_stdout(output), redirect_stderr(errors):
-            try:
-                main()
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-    return status, output.getvalue(), errors.getvalue()
 
 
 def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:

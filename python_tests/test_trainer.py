@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu import without_gpu
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -381,6 +382,13 @@ def test_what_cannot_work_is_refused_before_it_starts(
     with pytest.raises(InputError, match=message) as caught:
         JointTrainer(made, digits, JointConfig(**{**SMALL, **settings}))
     assert "\n" not in str(caught.value)
+
+
+@without_gpu
+def test_a_device_that_is_missing_is_refused_before_it_starts(digits: ImageData) -> None:
+    with pytest.raises(InputError, match=r"device='cuda' was asked for, but .*--device cpu"):
+        make(digits, device="cuda")
+    assert make(digits, device="auto").device == torch.device("cpu")
 
 
 def test_a_criterion_that_does_not_fit_is_refused_before_it_starts(digits: ImageData) -> None:

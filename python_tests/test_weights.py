@@ -236,6 +236,7 @@ def test_accuracy_counts_hits_in_eval_mode(batch: int) -> None:
         {"weight_decay": -1e-9},
         {"weight_decay": float("nan")},
         {"batch_size": 1},
+        {"amp": "on"},
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rlal_fast._version import __version__
-from rlal_fast.errors import InputError
+from rlal_fast.errors import InputError, RunStopped
 
 if TYPE_CHECKING:
     from rlal_fast import data, kernels, models
@@ -50,6 +50,7 @@ __all__ = [
     "JointResult",
     "JointTrainer",
     "PrunableGraph",
+    "RunStopped",
     "Subnet",
     "__version__",
     "build_info",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlal_fast._version import __version__
-from rlal_fast.errors import InputError
+from rlal_fast.cli_options import DATA, DEVICE, DIGITS_EPOCHS, EPOCHS, NETWORK, SEARCH, TRAINING
+from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 _PATHS = ("data_dir", "init")
-_DIGITS_EPOCHS, _EPOCHS = 24, 200
-_NOT_SETTINGS = ("out", "resume", "quiet")  # said anew at each call
+_NOT_SETTINGS = ("out", "resume", "quiet", "max_minutes")  # said anew at each call
+_MAY_CHANGE = ("device", "capture")  # what a resumed run may be given anew
+_STOPPED = 3  # exit status of a run that --max-minutes stopped
 _MOST_THREADS = 1024
 
 
@@ -43,127 +46,64 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(command: Any) -> Any:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-_option = click.option
-_NETWORK = _options(
-    _option(
-        "--arch",
-        default="resnet20",
-        help="resnet8..110, mobilenet_v1, mobilenet_v2 or torchvision/<name>.",
-    ),
-    _option("--groups", default="internal", help="internal: groups that no addition ties; all."),
-    _option(
-        "--include",
-        multiple=True,
-        metavar="PATTERN",
-        help="Prune only groups named so, e.g. 'layer1.*'.",
-    ),
-    _option("--exclude", multiple=True, metavar="PATTERN", help="Leave groups named so alone."),
-)
-_DATA = _options(
-    _option("--dataset", default="digits", help="digits (embedded), cifar10 or imagefolder."),
-    _option("--data-dir", type=click.Path(), help="Folder of the images (cifar10, imagefolder)."),
-    _option(
-        "--image-size", type=int, help="imagefolder: resize and crop to a square of this size."
-    ),
-    _option(
-        "--reward-fraction", default=0.1, help="Share of the training images held out for rewards."
-    ),
-    _option("--train-limit", type=int, help="Use only so many training images."),
-    _option(
-        "--crop-padding", type=int, help="Random crops with this padding [cifar10: 4, else 0]."
-    ),
-    _option(
-        "--flip/--no-flip", default=None, help="Random horizontal flips [cifar10: on, else off]."
-    ),
-    _option("--on-corrupt", default="stop", help="An image that cannot be read: stop or skip."),
-    _option("--memory-limit-gib", default=8.0, help="Most memory that decoded images may take."),
-)
-_SEARCH = _options(
-    _option("--pruned-flops", default=0.5, help="Fraction of the FLOPs to prune."),
-    _option(
-        "--epochs",
-        type=int,
-        help=f"Epochs of joint training [digits: {_DIGITS_EPOCHS}, else {_EPOCHS}].",
-    ),
-    _option("--episodes-per-epoch", default=10, help="Sub-networks the agent tries per epoch."),
-    _option("--search-epochs", type=int, help="Epochs that only search [0; 20 with --epochs 0]."),
-    _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),
-    _option("--random-epochs", type=int, help="Then epochs of random episodes [5 %, at most 10]."),
-    _option("--agent", default="sac", help="sac, random or uniform."),
-    _option("--agent-updates", type=int, help="Agent updates per epoch [one per transition]."),
-    _option("--preset", default="default", help="default, or paper: rewards are not scaled."),
-    _option(
-        "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
-    ),
-    _option(
-        "--alignment/--no-alignment", default=True, help="The soft penalty towards the structure."
-    ),
-    _option("--beta", default=1e-4, help="Weight of that penalty."),
-    _option("--environment-steps", default=50, help="Updates of that model per epoch."),
-    _option("--structures", default=8, help="Best structures evaluated again each epoch."),
-    _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
-    _option(
-        "--bn-recalibrate", default=0, help="Score by batch norm statistics of so many images."
-    ),
-    _option("--a-max", default=0.8, help="Largest pruning ratio of a group."),
-    _option("--min-width", default=1, help="Fewest channels of a group."),
-    _option(
-        "--round-to", default=1, help="Widths are multiples of this; 8 or 16 suits many devices."
-    ),
-)
-_TRAINING = _options(
-    _option(
-        "--init", type=click.Path(), help="Start from these weights (.safetensors or a state dict)."
-    ),
-    _option("--lr", default=0.1, help="Learning rate, cosine to 0."),
-    _option("--momentum", default=0.9, help="Nesterov momentum."),
-    _option("--weight-decay", default=5e-4, help="Weight decay."),
-    _option("--batch-size", default=128, help="Images per step."),
-    _option("--finetune-epochs", type=int, help="Epochs after pruning [a quarter of --epochs]."),
-    _option("--finetune-lr", default=0.01, help="Learning rate of the fine-tuning."),
-    _option("--seed", default=0, help="Seed of everything."),
-    _option("--evaluator", default="auto", help="auto, native or torch."),
-    _option("--threads", type=int, help="CPU threads [all cores]."),
-)
-
-
 @cli.command()
-@_NETWORK
-@_DATA
-@_SEARCH
-@_TRAINING
-@_option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")
-@_option("--resume", type=click.Path(), metavar="FOLDER", help="Go on with an interrupted run.")
-@_option("-q", "--quiet", is_flag=True, help="Show the result only.")
+@NETWORK
+@DATA
+@SEARCH
+@TRAINING
+@DEVICE
+@click.option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")
+@click.option(
+    "--resume", type=click.Path(), metavar="FOLDER", help="Go on with an interrupted run."
+)
+@click.option(
+    "--max-minutes",
+    type=float,
+    help=f"Stop after the epoch that passes this, with exit status {_STOPPED}; --resume goes on.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
 def run(
-    context: click.Context, /, out: str | None, resume: str | None, quiet: bool, **settings: Any
+    context: click.Context,
+    /,
+    out: str | None,
+    resume: str | None,
+    max_minutes: float | None,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Train a network and prune it at the same time.
 
     Without options: a small ResNet on scikit-learn's handwritten digits, half of the FLOPs pruned.
     """
+    limit = _Limit(max_minutes)
     if resume is not None:
-        _refuse_settings(context)
+        anew = _settings_anew(context)
         folder = _open(resume)
         if folder.finished:
             click.echo(f"{folder.path} is finished: see {folder.path / 'report.html'}")
             return
         with folder.lock():
-            _run_job(folder, folder.config, quiet, new=False)
+            _run_job(folder, {**folder.config, **anew}, quiet, limit, new=False)
         return
     folder = RunFolder.create(out, _plain(settings))
     with folder.lock():
-        _run_job(folder, folder.config, quiet, new=True)
+        _run_job(folder, folder.config, quiet, limit, new=True)
+
+
+class _Limit:
+    """The time limit of this process, counted from when the command began."""
+
+    def __init__(self, minutes: float | None) -> None:
+        if minutes is not None and not minutes >= 0:
+            raise InputError(f"max_minutes={minutes} must be at least 0")
+        self.minutes, self._began = minutes, time.monotonic()
+
+    def left(self) -> float | None:
+        """Minutes that are left, at least 0; None without a limit."""
+        if self.minutes is None:
+            return None
+        return max(0.0, self.minutes - (time.monotonic() - self._began) / 60)
 
 
 def _open(path: str) -> RunFolder:
@@ -177,16 +117,22 @@ def _open(path: str) -> RunFolder:
     return folder
 
 
-def _refuse_settings(context: click.Context) -> None:
-    """A resumed run has its settings; others beside it would be silently without effect."""
-    given = click.core.ParameterSource.COMMANDLINE
-    for name in context.params:
-        allowed = name in ("resume", "quiet")
-        if not allowed and context.get_parameter_source(name) == given:
+def _settings_anew(context: click.Context) -> Settings:
+    """What a resumed run is given beside its folder.
+
+    It has its settings; others than those of _MAY_CHANGE would be silently without effect.
+    """
+    anew: Settings = {}
+    for name, value in context.params.items():
+        given = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        if given and name in _MAY_CHANGE:
+            anew[name] = value
+        elif given and name not in ("resume", "quiet", "max_minutes"):
             flag = "--" + name.replace("_", "-")
             raise InputError(
                 f"--resume takes its settings from the run's config.yaml: leave out {flag}"
             )
+    return anew
 
 
 def _plain(settings: Settings) -> Settings:
@@ -196,11 +142,13 @@ def _plain(settings: Settings) -> Settings:
         if plain[name] is not None:
             plain[name] = str(Path(plain[name]).absolute())
     if plain["epochs"] is None:
-        plain["epochs"] = _DIGITS_EPOCHS if plain["dataset"] == "digits" else _EPOCHS
+        plain["epochs"] = DIGITS_EPOCHS if plain["dataset"] == "digits" else EPOCHS
     return {**plain, "command": shlex.join(["rlal", *sys.argv[1:]]), "version": __version__}
 
 
-def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> None:
+def _run_job(
+    folder: RunFolder, settings: Settings, quiet: bool, limit: _Limit, *, new: bool
+) -> None:
     import dataclasses
 
     from rlal_fast import compaction, report
@@ -214,8 +162,17 @@ def _run_job(folder: RunFolder, settings: Settings, quiet: bool, new: bool) -> N
         raise
     again = shlex.join(["rlal", "run", "--resume", str(folder.path)])
     display.console.print(f"run folder: {folder.path}  (interrupted? {again})")
-    with display:
-        result = trainer.fit()
+    if settings["device"] == "auto":
+        display.console.print(f"device: {trainer.device}")
+    try:
+        with display:
+            result = trainer.fit(limit.left())
+    except RunStopped as stop:
+        click.echo(
+            f"stopped after {stop.done} of {stop.total} epochs; "
+            f"`{again} --max-minutes {limit.minutes:g}` goes on"
+        )
+        sys.exit(_STOPPED)
     compaction.save(result.network, folder.model_dir)
     compaction.save_full(trainer.model, folder.path / "full.safetensors")
     finished = dataclasses.replace(result.report, command=settings["command"])
@@ -229,12 +186,13 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
     """Everything that can be refused, before anything is trained."""
     import torch
 
-    from rlal_fast import checkpoint, compaction, models
+    from rlal_fast import checkpoint, compaction, device, models
     from rlal_fast.console import Display
     from rlal_fast.seeds import derived_seed
     from rlal_fast.trainer import JointTrainer
 
     config = _joint_config(settings)
+    device.resolve(config.device)  # before images are read
     # sums depend on the number of threads: a resumed run must have as many as it began with
     threads = settings["threads"] or checkpoint.threads(folder)
     if threads is not None:
@@ -283,6 +241,8 @@ def _joint_config(settings: Settings) -> JointConfig:
             momentum=settings["momentum"],
             weight_decay=settings["weight_decay"],
             batch_size=settings["batch_size"],
+            amp=settings["amp"],
+            capture=settings["capture"],
         ),
         sac=dataclasses.replace(presets[settings["preset"]](), a_max=settings["a_max"]),
         environment=EnvironmentModelConfig(steps_per_epoch=settings["environment_steps"]),
@@ -308,10 +268,10 @@ def _load_data(settings: Settings, progress: Callable[[int, int], None] | None =
 
 
 @cli.command()
-@_NETWORK
-@_option("--image-size", type=int, help="Height and width [torchvision: 224, else 32].")
-@_option("--in-channels", default=3, help="Channels of the images.")
-@_option("--num-classes", default=10, help="Outputs of the network.")
+@NETWORK
+@click.option("--image-size", type=int, help="Height and width [torchvision: 224, else 32].")
+@click.option("--in-channels", default=3, help="Channels of the images.")
+@click.option("--num-classes", default=10, help="Outputs of the network.")
 def flops(
     arch: str,
     groups: str,
@@ -346,7 +306,9 @@ def flops(
 
 @cli.command()
 @click.argument("folder", type=click.Path())
-@_option("--batch-size", "batch_sizes", multiple=True, default=(1, 256), help="Of the latency.")
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, default=(1, 256), help="Of the latency."
+)
 def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
     """Measure accuracy and latency of a finished run's compact network."""
     if min(batch_sizes) < 1:
@@ -377,14 +339,15 @@ def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
 @cli.command()
 def info() -> None:
     """Say what the compiled part was built with and what it can use here."""
-    from rlal_fast.kernels import build_info
+    from rlal_fast.kernels import build_info, cuda
 
     for name, value in build_info().items():
         click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+    click.echo(f"backend cuda: {cuda.unusable() or 'can run here'}")
 
 
 def main() -> None:
-    """Entry point: bad input is one line and exit status 2, Ctrl-C is 130."""
+    """Entry point: bad input is one line and exit status 2, Ctrl-C is 130, a time limit 3."""
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.Exit as stop:
@@ -398,6 +361,10 @@ def main() -> None:
         _fail("out of memory: use smaller images, a smaller --batch-size or fewer training images")
     except (InputError, OSError, ImportError) as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported
+            raise
+        _fail(f"out of GPU memory: use a smaller --batch-size ({str(error)[:200]})")
 
 
 def _fail(message: str) -> None:

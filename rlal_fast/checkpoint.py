@@ -7,19 +7,22 @@ from typing import Any
 import torch
 
 from rlal_fast.errors import InputError
+from rlal_fast.packed import pack, unpack
 from rlal_fast.run_folder import RunFolder
 
 _FILE = "last.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:
     """Replaces the checkpoint; a kill at any moment leaves the old or the new one whole.
 
+    Tensors are stored from the CPU, so that a run on a GPU can go on on a machine without one.
+
     Raises:
         InputError: the disk is full; the old checkpoint stays.
     """
-    content = {"format": _FORMAT, **state}
+    content = {"format": _FORMAT, **pack(state)}
     folder.write_atomically(folder.checkpoint_dir / _FILE, lambda file: torch.save(content, file))
 
 
@@ -44,6 +47,8 @@ def load(folder: RunFolder) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["format"]
+        if found == _FORMAT:
+            state = unpack(state)
     except FileNotFoundError:
         return None
     except Exception as error:  # torch's reader raises many types, all about this file

@@ -6,7 +6,7 @@ side by side, and their sub-networks are scored in one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from rlal_fast.replay import Episodes
 from rlal_fast.subnet import Subnet
 
 IntArray = NDArray[np.int64]
+Arrays = tuple[NDArray[np.float32], ...]
 
 STATIC_FEATURES = (
     "index",
@@ -89,6 +90,41 @@ class PruningEnv:
             z: the epoch's embedding [Z], or None.
             generator: of the policy's samples.
         """
+
+        def choose(group: int, seen: tuple[Tensor, ...], low: IntArray, high: IntArray) -> IntArray:
+            state, least, most = seen
+            ratios = agent.act(state, z, least, most, generator)
+            return self.budget.width(ratios.numpy(), group, low, high)
+
+        widths, seen = self._walk(count, choose)
+        subnets = self.graph.subnets(widths, self.importance)
+        rewards = self.scorer.accuracies(subnets)
+        return Rollout(subnets, widths, rewards, _episodes(seen, rewards))
+
+    def episodes(self, widths: IntArray, rewards: NDArray[np.floating]) -> Episodes:
+        """What `rollout` put down of episodes that ended in these widths [P, G], bit for bit.
+
+        Args:
+            widths: as `rollout` returned them.
+            rewards: [P].
+        """
+        _, seen = self._walk(len(widths), lambda group, *_: widths[:, group])
+        return _episodes(seen, rewards)
+
+    def _walk(
+        self,
+        count: int,
+        choose: Callable[[int, tuple[Tensor, ...], IntArray, IntArray], IntArray],
+    ) -> tuple[IntArray, Arrays]:
+        """Decides one group after the other, in `count` episodes side by side.
+
+        Args:
+            choose: group, what an agent sees (states [P, S], least and greatest ratios [P]), least
+                and greatest widths [P] -> widths [P].
+
+        Returns:
+            widths [P, G], and states, executed ratios, least and greatest ratios.
+        """
         groups, full = len(self.graph.groups), self.graph.full_widths
         widths = np.tile(full, (count, 1))
         shape = (count, groups)
@@ -99,15 +135,10 @@ class PruningEnv:
             low, high = self.budget.bounds(widths, g)
             # a ratio is the other way round: keeping the most channels is the lowest ratio
             lows[:, g], highs[:, g] = 1 - high / full[g], 1 - low / full[g]
-            state, least, most = (_column(array, g) for array in (states, lows, highs))
-            ratios = agent.act(state, z, least, most, generator)
-            widths[:, g] = self.budget.width(ratios.numpy(), g, low, high)
+            seen = tuple(_column(array, g) for array in (states, lows, highs))
+            widths[:, g] = choose(g, seen, low, high)
             actions[:, g] = 1 - widths[:, g] / full[g]  # what was executed, not what was asked
-        subnets = self.graph.subnets(widths, self.importance)
-        rewards = self.scorer.accuracies(subnets)
-        arrays = (states, actions, lows, highs, rewards.astype(np.float32))
-        episodes = Episodes(*map(torch.from_numpy, arrays))
-        return Rollout(subnets, widths, rewards, episodes)
+        return widths, (states, actions, lows, highs)
 
     def _state(
         self, widths: IntArray, group: int, previous: NDArray[np.floating]
@@ -125,6 +156,10 @@ class PruningEnv:
         ]
         static = np.tile(self._static[group], (len(widths), 1))
         return np.concatenate([static, np.stack(dynamic, axis=1)], axis=1).astype(np.float32)
+
+
+def _episodes(seen: Arrays, rewards: NDArray[np.floating]) -> Episodes:
+    return Episodes(*map(torch.from_numpy, (*seen, rewards.astype(np.float32))))
 
 
 def _column(array: NDArray[np.float32], group: int) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 
 from rlal_fast.compaction import CompactNetwork
 from rlal_fast.data import ImageData
+from rlal_fast.device_training import trainer_for
 from rlal_fast.metrics import Record
-from rlal_fast.weights import WeightsConfig, WeightTrainer, accuracy
+from rlal_fast.weights import WeightsConfig, accuracy
 
 
 def config(weights: WeightsConfig, lr: float) -> WeightsConfig:
@@ -29,7 +30,7 @@ def run(
     on_epoch: Callable[[Record, dict[str, Any]], None],
     on_batch: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Trains `network` in place for `epochs` epochs.
+    """Trains `network` in place, where it is, for `epochs` epochs.
 
     Args:
         network: as cut out of the full model.
@@ -39,7 +40,9 @@ def run(
         state: where an interrupted fine-tuning stopped, as given to `on_epoch`.
         on_epoch: told each epoch's record and the state to resume from.
     """
-    trainer = WeightTrainer(network, data, settings, epochs=epochs, seed=seed, purpose="finetune")
+    trainer = trainer_for(network)(
+        network, data, settings, epochs=epochs, seed=seed, purpose="finetune"
+    )
     first = 0
     if state is not None:
         first = state["epoch"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
@@ -159,7 +160,11 @@ class PrunableGraph:
     def importance(self, name: str = "l1") -> list[NDArray[np.float64]]:
         """Scores [C_g] of every group under the model's current weights."""
         rank, state = criterion(name), self.model.state_dict()
-        return [rank(_weights(group, state)).cpu().numpy() for group in self.groups]
+        scores = [rank(_weights(group, state)) for group in self.groups]
+        if not scores:
+            return []
+        together = torch.cat(scores).cpu()  # one wait for a GPU, not one for each group
+        return [part.numpy() for part in together.split([len(part) for part in scores])]
 
     def kept_classes(self, subnet: Subnet) -> NDArray[np.bool_]:
         """Which channel classes a sub-network keeps, bool [class_count]; fixed ones always stay."""
@@ -356,7 +361,8 @@ def _members(nodes: tuple[Node, ...], positions: list[IntArray], classes: IntArr
 
 def _weights(group: Group, state: dict[str, Tensor]) -> GroupWeights:
     def rows(member: Member) -> Tensor:
-        return state[member.tensor].detach()[member.rows].reshape(group.width, -1)
+        tensor = state[member.tensor].detach()
+        return tensor[torch.from_numpy(member.rows).to(tensor.device)].reshape(group.width, -1)
 
     return GroupWeights(
         filters=tuple(rows(m) for m in group.members if m.kind == "filter"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from rlal_fast.agents import SACConfig
+from rlal_fast.device import check_name
 from rlal_fast.environment_model import EnvironmentModelConfig
 from rlal_fast.errors import InputError
+from rlal_fast.kernels.cuda import PRECISIONS
 from rlal_fast.weights import WeightsConfig
 
 _MOST_EPISODES = 10_000_000
@@ -47,6 +49,11 @@ class JointConfig:
     statistics."""
     structures: int = 8  # best structures that are evaluated again each epoch
     evaluator: str = "auto"
+    evaluator_precision: str = "fp32"
+    """Of the CUDA evaluator's products: "fp32", "tf32", "fp16" or "bf16"."""
+    device: str = "cpu"
+    """Where the weights are trained: "cpu", "cuda", "cuda:<number>", or "auto": a GPU where there
+    is one. The agent stays on the CPU."""
     seed: int = 0
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     sac: SACConfig = field(default_factory=SACConfig)
@@ -54,6 +61,12 @@ class JointConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        check_name(self.device)
+        if self.evaluator_precision not in PRECISIONS:
+            raise InputError(
+                f"evaluator_precision={self.evaluator_precision!r} must be one of "
+                f"{', '.join(PRECISIONS)}"
+            )
         for name, least in (
             ("epochs", 0),
             ("episodes_per_epoch", 1),

@@ -63,6 +63,8 @@ class Report:
     """Of rlal_fast."""
     command: str | None = None
     """The command line that started the run; None from Python."""
+    device: str = "cpu"
+    """Where the weights were trained, e.g. "cuda:0, NVIDIA H200"."""
 
     def __post_init__(self) -> None:
         for name in (

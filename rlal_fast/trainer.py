@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlal_fast import agents, checkpoint, finetune
-from rlal_fast._version import __version__
-from rlal_fast.alignment import AlignmentPenalty
-from rlal_fast.compaction import CompactNetwork, compact, parameter_count
+from rlal_fast import agents, checkpoint, device, finetune, joint_report, joint_state
+from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment
+from rlal_fast.compaction import CompactNetwork, compact
 from rlal_fast.data import ImageData
+from rlal_fast.data.device_batches import placed
+from rlal_fast.device_training import trainer_for
 from rlal_fast.env import PruningEnv, Rollout
 from rlal_fast.environment_model import EnvironmentModel
-from rlal_fast.errors import InputError
+from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.evaluator import Evaluator
 from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.joint_config import JointConfig
-from rlal_fast.latency import measure
 from rlal_fast.metrics import MetricsLog, Record
 from rlal_fast.recalibration import recalibrate, training_sample
 from rlal_fast.replay import ReplayBuffer
@@ -34,7 +33,7 @@ from rlal_fast.run_folder import RunFolder
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.structures import Structures
 from rlal_fast.subnet import Subnet
-from rlal_fast.weights import EpochResult, WeightTrainer, accuracy
+from rlal_fast.weights import EpochResult, accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class JointResult:
     """What `fit` returns.
 
     Attributes:
-        network: the compact network, fine-tuned, in eval mode.
+        network: the compact network, fine-tuned, in eval mode, on the CPU.
         structure: the sub-network of the full model that it was cut from.
         report: the figures.
         metrics: one record per epoch, as in metrics.jsonl.
@@ -58,7 +57,8 @@ class JointTrainer:
     """Trains and prunes `model`.
 
     Args:
-        model: a CNN of the operations in `tracing.py`; trained in place.
+        model: a CNN of the operations in `tracing.py`; moved to config.device, wherever it is, and
+            trained in place.
         data: train, reward and test splits; test is used once, at the end.
         config: settings.
         folder: where to write metrics and checkpoints; a checkpoint found there is resumed.
@@ -67,7 +67,8 @@ class JointTrainer:
         on_batch: told (batches done, batches in all) within an epoch of weights.
 
     Raises:
-        InputError: the model cannot be pruned, does not fit the data, or cannot reach the budget.
+        InputError: the model cannot be pruned, does not fit the data, or cannot reach the budget;
+            or config.device is not there.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class JointTrainer:
                 f"data must be an rlal_fast.ImageData, not {type(data).__name__}: make one by "
                 "ImageData.from_tensors(train=(images, labels), test=(images, labels))"
             )
-        self.model, self.data = model, data
         self.config = config = config or JointConfig()
+        self.device = device.resolve(config.device)
+        self.model, self.data = model.cpu(), placed(data, self.device)
         self.folder = (
             RunFolder(os.fspath(folder)) if isinstance(folder, str | os.PathLike) else folder
         )
@@ -101,6 +103,7 @@ class JointTrainer:
             exclude=config.exclude,
         )
         self._check_model()
+        self.model.to(self.device)  # after the trace, which takes place on the CPU
         self.budget = Budget(
             self.graph.cost,
             config.pruned_flops,
@@ -108,24 +111,28 @@ class JointTrainer:
             min_width=config.min_width,
             round_to=config.round_to,
         )
-        self.recalibration = training_sample(data, config.bn_recalibrate, config.seed)
-        rewarded = data.normalised(data.reward), data.reward.labels
-        self.evaluator = Evaluator(self.graph, *rewarded, config.evaluator, self.recalibration)
+        self._make_evaluator()
         self.env = PruningEnv(self.graph, self.budget, self.evaluator, config.importance)
-        self.weights = WeightTrainer(
-            model, data, config.weights, epochs=config.epochs, seed=config.seed, purpose="joint"
+        self.weights = trainer_for(model)(
+            model,
+            self.data,
+            config.weights,
+            epochs=config.epochs,
+            seed=config.seed,
+            purpose="joint",
         )
+        self._masked = None
+        if self.device.type != "cpu" and config.alignment:
+            self._masked = MaskedAlignment(model, self.graph)
         self._make_learners()
         self.structures = Structures(config.structures)
         self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
         self._since = time.perf_counter()  # up to here `total` counts
         self.epoch = self.episodes = 0
+        self._deadline: float | None = None  # by time.perf_counter
         self.log = MetricsLog(None, [])
 
     def _check_model(self) -> None:
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        if device.type != "cpu":
-            raise InputError(f"the model is on {device}; training runs on the CPU: use model.cpu()")
         outputs = self.graph.nodes[-1].shape[0]
         if outputs != self.data.num_classes:
             raise InputError(
@@ -134,6 +141,21 @@ class JointTrainer:
         if not self.graph.groups:
             raise InputError("the network has no group that can be pruned; try groups='all'")
         self.graph.importance(self.config.importance)  # what cannot rank it fails now, not later
+
+    def _make_evaluator(self) -> None:
+        config, data = self.config, self.data
+        sample = training_sample(data, config.bn_recalibrate, config.seed)
+        self.recalibration = None if sample is None else sample.to(self.device)
+        images = data.normalised(data.reward).to(self.device)
+        labels = data.reward.labels.to(self.device)
+        self.evaluator = Evaluator(
+            self.graph,
+            images,
+            labels,
+            config.evaluator,
+            self.recalibration,
+            precision=config.evaluator_precision,
+        )
 
     def _make_learners(self) -> None:
         config, groups, size = self.config, len(self.graph.groups), PruningEnv.state_size
@@ -155,15 +177,27 @@ class JointTrainer:
 
     # -- the algorithm -----------------------------------------------------------------------------
 
-    def fit(self) -> JointResult:
-        """Runs what is left: joint epochs, pruning, fine-tuning, report."""
+    def fit(self, max_minutes: float | None = None) -> JointResult:
+        """Runs what is left: joint epochs, pruning, fine-tuning, report.
+
+        Args:
+            max_minutes: stop after the first epoch that ends later than this after the call, if
+                any epoch is left. The end of a run, which cuts, measures and reports, is not
+                counted.
+
+        Raises:
+            RunStopped: max_minutes are over; the same call on the same folder goes on.
+            InputError: max_minutes without a folder, the training diverged, or the folder's
+                checkpoint is of another run.
+        """
+        self._deadline = self._deadline_of(max_minutes)
         state = checkpoint.load(self.folder) if self.folder is not None else None
         self.log = MetricsLog(self.folder, state["records"] if state else self.log.records)
         self._since = time.perf_counter()
         tuning = None
         try:
             if state:
-                self._restore(state["joint"])
+                joint_state.restore(self, state["joint"])
                 if self.epoch == self.config.total_epochs:  # else the structure may still change
                     tuning = state["finetune"]
             while self.epoch < self.config.total_epochs:
@@ -171,6 +205,15 @@ class JointTrainer:
             return self._prune_and_finetune(tuning)
         finally:
             self.log.close()
+
+    def _deadline_of(self, max_minutes: float | None) -> float | None:
+        if max_minutes is None:
+            return None
+        if self.folder is None:
+            raise InputError("max_minutes needs a folder that the run can go on from")
+        if not max_minutes >= 0:
+            raise InputError(f"max_minutes={max_minutes} must be at least 0")
+        return time.perf_counter() + 60 * max_minutes
 
     def _joint_epoch(self, epoch: int) -> Record:
         """One turn of RLAL Alg. 1."""
@@ -197,8 +240,10 @@ class JointTrainer:
         return self._record(epoch, phase, trained, float(full), rollout, learned, spent)
 
     def _train_weights(self, epoch: int) -> EpochResult:
-        penalty = None
-        if self.config.alignment and self.structures.best is not None:
+        penalty: AlignmentPenalty | MaskedAlignment | None = self._masked
+        if self._masked is not None:
+            self._masked.align_to(self.structures.best)
+        elif self.config.alignment and self.structures.best is not None:
             penalty = AlignmentPenalty(self.model, self.structures.best)
         return self.weights.train_epoch(epoch, penalty, self.config.beta, self.on_batch)
 
@@ -237,6 +282,7 @@ class JointTrainer:
             self.seconds["weights"] += record["seconds"]["weights"]
             self._publish(record)
             self._save(tuning)
+            self._stop_if_late(record["epoch"] + 1)
 
         finetune.run(
             small,
@@ -249,8 +295,9 @@ class JointTrainer:
             on_batch=self.on_batch,
         )
         pruned = accuracy(small.eval(), *test)
-        report = self._report(structure, small, baseline, as_cut, pruned)
-        small.metadata.update(self._description())
+        small.cpu()
+        report = joint_report.make(self, structure, small, (baseline, as_cut, pruned))
+        small.metadata.update(joint_report.description(self))
         return JointResult(small, structure, report, self.log.records)
 
     # -- bookkeeping -------------------------------------------------------------------------------
@@ -261,7 +308,7 @@ class JointTrainer:
         yield
         self.seconds[part] += time.perf_counter() - start
 
-    def _elapsed(self) -> dict[str, float]:
+    def elapsed(self) -> dict[str, float]:
         """The seconds of all parts; `total` is the wall clock of this and earlier processes."""
         now = time.perf_counter()
         self.seconds["total"] += now - self._since
@@ -300,6 +347,14 @@ class JointTrainer:
         self.epoch += 1
         self._publish(record)
         self._save(None)
+        self._stop_if_late(0)
+
+    def _stop_if_late(self, tuned: int) -> None:
+        """Called where a checkpoint has everything; `tuned` epochs of fine-tuning are done."""
+        done, total = self.epoch + tuned, self.config.total_epochs + self.config.finetune
+        late = self._deadline is not None and time.perf_counter() >= self._deadline
+        if late and done < total:
+            raise RunStopped(done, total)
 
     def _publish(self, record: Record) -> None:
         self.log.append(record)
@@ -309,109 +364,7 @@ class JointTrainer:
     def _save(self, tuning: dict[str, Any] | None) -> None:
         if self.folder is None:
             return
-        joint = {
-            "epoch": self.epoch,
-            "episodes": self.episodes,
-            "seconds": self._elapsed(),
-            "threads": torch.get_num_threads(),
-            "settings": self._settings(),
-            "model": self.model.state_dict(),
-            "optimizer": self.weights.optimizer.state_dict(),
-            "agent": self.agent.state_dict(),
-            "environment": self.environment.state_dict() if self.environment else None,
-            "replay": self.replay.state_dict(),
-            "structures": self.structures.state_dict(),
-        }
+        joint = joint_state.gather(self, tuning is not None)
         checkpoint.save(
             self.folder, {"joint": joint, "finetune": tuning, "records": self.log.records}
-        )
-
-    def _restore(self, joint: dict[str, Any]) -> None:
-        self._check_settings(joint["settings"])
-        self.epoch, self.episodes = joint["epoch"], joint["episodes"]
-        self.seconds = dict(joint["seconds"])
-        try:
-            self.model.load_state_dict(joint["model"])
-        except RuntimeError as error:
-            raise InputError(
-                f"the run's checkpoint does not fit {self.arch}: "
-                "go on with the network it began with"
-            ) from error
-        self.weights.optimizer.load_state_dict(joint["optimizer"])
-        self.agent.load_state_dict(joint["agent"])
-        if self.environment:
-            self.environment.load_state_dict(joint["environment"])
-        self.replay.load_state_dict(joint["replay"])
-        self.structures.load_state_dict(joint["structures"], self.graph)
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to make sense; epochs may grow."""
-        config = dataclasses.asdict(self.config)
-        free = ("epochs", "search_epochs", "finetune_epochs", "evaluator", "structures")
-        plain = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in config.items()
-            if name not in free and not isinstance(value, dict)
-        }
-        return {**plain, "full_widths": self.graph.full_widths.tolist()}
-
-    def _check_settings(self, saved: dict[str, Any]) -> None:
-        settings = self._settings()
-        wrong = [name for name in settings if settings[name] != saved.get(name)]
-        if wrong:
-            name, folder = wrong[0], self.folder.path if self.folder else None
-            raise InputError(
-                f"the checkpoint in {folder} was made with {name}={saved.get(name)}, not "
-                f"{settings[name]}: go on with the settings it began with, or use another folder"
-            )
-
-    def _description(self) -> dict[str, Any]:
-        """What someone who loads the network needs to use it."""
-        return {
-            "arch": self.arch,
-            "dataset": self.data.name,
-            "classes": list(self.data.classes),
-            "normalisation": {
-                "mean": list(self.data.normalisation.mean),
-                "std": list(self.data.normalisation.std),
-            },
-        }
-
-    def _report(
-        self,
-        structure: Subnet,
-        small: CompactNetwork,
-        baseline: float,
-        as_cut: float,
-        pruned: float,
-    ) -> Report:
-        macs_full, macs = self.budget.macs_full, int(self.graph.cost.macs(structure.widths))
-        latency_ms = measure({"full": self.model, "pruned": small}, self.data.image_shape)
-        return Report(
-            arch=self.arch,
-            dataset=self.data.name,
-            seed=self.config.seed,
-            baseline_accuracy=baseline,
-            pruned_accuracy=pruned,
-            delta=pruned - baseline,
-            macs_full=macs_full,
-            macs=macs,
-            pruned_flops=1 - macs / macs_full,
-            pruned_flops_requested=self.config.pruned_flops,
-            params_full=parameter_count(self.model),
-            params=parameter_count(small),
-            widths={
-                group.name: [int(width), group.width]
-                for group, width in zip(self.graph.groups, structure.widths, strict=True)
-            },
-            latency_ms=latency_ms,
-            best_reward=float(self.structures.rewards[0]),
-            episodes=self.episodes,
-            seconds=self._elapsed(),
-            evaluator=f"{self.evaluator.description}, {torch.get_num_threads()} threads",
-            split_sizes={
-                name: len(getattr(self.data, name)) for name in ("train", "reward", "test")
-            },
-            accuracy_before_finetuning=as_cut,
-            version=__version__,
         )

@@ -19,6 +19,8 @@ from rlal_fast.seeds import derived_seed, generator
 class WeightsConfig:
     """SGD with Nesterov momentum and one cosine from `lr` to 0 (method.md §2).
 
+    `amp` and `capture` are about GPUs; a CPU trains in float32, step by step.
+
     Raises:
         InputError: a value out of range.
     """
@@ -27,8 +29,14 @@ class WeightsConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 128
+    amp: str = "auto"
+    """"auto": bfloat16 autocast on GPUs that have it; "off": float32, in which torch's own switches
+    decide about TF32."""
+    capture: bool = True  # the training step as a CUDA graph; False: kernel by kernel, slower
 
     def __post_init__(self) -> None:
+        if self.amp not in ("auto", "off"):
+            raise InputError(f"amp={self.amp!r} must be 'auto' or 'off'")
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
             raise InputError(
                 f"lr={self.lr} must be positive, momentum={self.momentum} in [0, 1), "
@@ -138,7 +146,8 @@ class WeightTrainer:
         return torch.cat([means, hits.double()[None]])
 
     def _check_weights(self) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        finite = [parameter.isfinite().all() for parameter in self.model.parameters()]
+        if finite and not bool(torch.stack(finite).all()):  # one wait for a GPU, not one each
             raise self._diverged("a weight is no longer a finite number")
 
     def _diverged(self, what: str) -> InputError:
@@ -161,13 +170,16 @@ def accuracy(
 ) -> float:
     """Top-1 accuracy in [0, 1] of `model` in eval mode (its mode is restored).
 
-    `normalise` is applied batch by batch, so that a large split needs no float copy.
+    `normalise` is applied batch by batch, so that a large split needs no float copy. The images may
+    be on another device than the model; they are sent batch by batch.
     """
     training = model.training
     model.eval()
-    hits = 0
+    device = next((parameter.device for parameter in model.parameters()), images.device)
+    hits = torch.zeros((), dtype=torch.int64, device=device)
     for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        prepared = batch if normalise is None else normalise(batch)
-        hits += int((model(prepared).argmax(1) == expected).sum())
+        there = batch.to(device)
+        prepared = there if normalise is None else normalise(there)
+        hits += (model(prepared).argmax(1) == expected.to(device)).sum()
     model.train(training)
-    return hits / len(labels)
+    return int(hits) / len(labels)

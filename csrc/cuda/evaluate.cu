@@ -43,8 +43,7 @@ void run_whole(const Plan& plan, const Memory& memory, int64_t images, const Sco
   args.image_bytes = first.image_bytes;
   constexpr int kMostSubnets = 1 << 15;  // of a grid's second dimension
   for (int from = 0; from < plan.whole_count; from += kMostSubnets) {
-    args.subnets =
-        reinterpret_cast<const int32_t*>(memory.descriptors + plan.whole_subnets) + from;
+    args.subnets = reinterpret_cast<const int32_t*>(memory.descriptors + plan.whole_subnets) + from;
     run_network(args, plan.precision, std::min(plan.whole_count - from, kMostSubnets), plan.threads,
                 plan.shared_bytes, stream);
   }
@@ -83,7 +82,8 @@ int streams_for(const Plan& plan) {
 
 int64_t batch_for(const Plan& plan, int64_t images, int64_t bytes) {
   const int64_t all = std::max<int64_t>(1, plan.layer_image_bytes * streams_for(plan));
-  return std::max<int64_t>(1, std::min({images, kMostBatch, bytes / all, kMostRows / plan.most_pixels}));
+  return std::max<int64_t>(
+      1, std::min({images, kMostBatch, bytes / all, kMostRows / plan.most_pixels}));
 }
 
 int64_t activation_bytes(const Plan& plan, int64_t batch) {
@@ -93,12 +93,11 @@ int64_t activation_bytes(const Plan& plan, int64_t batch) {
 void evaluate(const Plan& plan, const Memory& memory, int64_t images, int64_t batch,
               const Scores& scores, Stream stream) {
   if (plan.subnets.empty() || images == 0) return;
-  const auto packings =
-      static_cast<int64_t>(plan.subnets.size() * plan.subnets.front().ops.size());
+  const auto packings = static_cast<int64_t>(plan.subnets.size() * plan.subnets.front().ops.size());
   if (scores.correct != nullptr)
     set_zero(scores.correct, static_cast<int64_t>(plan.subnets.size()) * 4, stream);
-  pack({reinterpret_cast<const PackPlan*>(memory.descriptors + plan.pack_plans),
-        memory.descriptors, memory.full, memory.packed},
+  pack({reinterpret_cast<const PackPlan*>(memory.descriptors + plan.pack_plans), memory.descriptors,
+        memory.full, memory.packed},
        plan.precision, packings, plan.most_pack_words, stream);
   if (plan.whole_count > 0) run_whole(plan, memory, images, scores, stream);
   const int streams = streams_for(plan);

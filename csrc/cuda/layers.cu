@@ -42,13 +42,13 @@ __device__ Operands operands_of(const LayerArgs& a) {
 constexpr int kThreads = 256;
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) simple_kernel(LayerArgs a) {
+__global__ void __launch_bounds__(kThreads, 4) simple_kernel(LayerArgs a) {
   const Worker worker{static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
                       static_cast<int>(gridDim.x * blockDim.x)};
   run_simple<P>(a.op, operands_of(a), worker);
 }
 
-__global__ void __launch_bounds__(kThreads) direct_kernel(LayerArgs a) {
+__global__ void __launch_bounds__(kThreads, 3) direct_kernel(LayerArgs a) {
   const Worker worker{static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
                       static_cast<int>(gridDim.x * blockDim.x)};
   conv_direct(a.op, operands_of(a), worker);
@@ -69,28 +69,29 @@ constexpr int kStageBytes = kInputBytes + kSlabSteps * NT * kFragmentBytes;
 // The thread's part of one slab: its row's chunks, and a share of the weights.
 template <int NT>
 __device__ __forceinline__ void fetch_slab(const OpPlan& op, const Operands& x, const Row& row,
-                                           Walk* walk, int slab, int n_tile, int n_count,
-                                           unsigned char* stage) {
+                                           const unsigned char* window, Walk* walk, int slab,
+                                           int n_tile, int n_count, unsigned char* stage) {
   const int thread = static_cast<int>(threadIdx.x);
+  const Taps taps(op);
 #pragma unroll
   for (int c = 0; c < kSlabChunks; ++c) {
-    const unsigned char* chunk = input_chunk(op, x, row, *walk);
-    copy_async(stage + (c * kRows + thread) * kChunkBytes, chunk == nullptr ? x.in : chunk,
-               chunk != nullptr);
-    walk->advance(op, 1);
+    const Step<int64_t> step(taps, *walk);
+    const bool inside = step.inside(taps, row.top, row.left);
+    copy_async(stage + (c * kRows + thread) * kChunkBytes, inside ? window + step.offset : x.in,
+               inside);
+    walk->advance(taps, 1);
   }
-  constexpr int kChunksOfTile = kSlabSteps * kFragmentBytes / kChunkBytes;
+  constexpr int kChunksOfTile = kFragmentBytes / kChunkBytes;
 #pragma unroll
-  for (int i = 0; i < (NT * kChunksOfTile + kConvThreads - 1) / kConvThreads; ++i) {
+  for (int i = 0; i < (kSlabSteps * NT * kChunksOfTile + kConvThreads - 1) / kConvThreads; ++i) {
     const int index = i * kConvThreads + thread;
-    const int n = index / kChunksOfTile, within = index % kChunksOfTile;
-    const int step = slab * kSlabSteps + within * kChunkBytes / kFragmentBytes;
-    const bool there = n < n_count && step < op.k_steps;
-    const int64_t from = (static_cast<int64_t>(n_tile + n) * op.k_steps + slab * kSlabSteps) *
-                             kFragmentBytes +
-                         within * kChunkBytes;
-    if (n < NT)
-      copy_async(stage + kInputBytes + index * kChunkBytes, x.weights + (there ? from : 0), there);
+    const int step = index / (NT * kChunksOfTile), n = index / kChunksOfTile % NT;
+    const int k_step = slab * kSlabSteps + step;
+    if (step >= kSlabSteps) continue;
+    const bool there = n < n_count && k_step < op.k_steps;
+    const int64_t from = (static_cast<int64_t>(k_step) * op.n_tiles + n_tile + n) * kFragmentBytes +
+                         index % kChunksOfTile * kChunkBytes;
+    copy_async(stage + kInputBytes + index * kChunkBytes, x.weights + (there ? from : 0), there);
   }
 }
 
@@ -104,13 +105,14 @@ __device__ __forceinline__ void multiply_slab(const unsigned char* stage, int n_
     uint32_t a[2][4];
 #pragma unroll
     for (int m = 0; m < 2; ++m)
-      load_matrix(a[m], stage + ((step * 2 + lane / 16) * kRows + warp * 32 + m * 16 + lane % 16) *
-                                    kChunkBytes);
+      load_matrix(a[m], shared_place(stage) +
+                            ((step * 2 + lane / 16) * kRows + warp * 32 + m * 16 + lane % 16) *
+                                kChunkBytes);
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       if (n >= n_count) continue;
       const Fragment b = *reinterpret_cast<const Fragment*>(
-          stage + kInputBytes + (n * kSlabSteps + step) * kFragmentBytes +
+          stage + kInputBytes + (step * NT + n) * kFragmentBytes +
           lane * static_cast<int>(sizeof(Fragment)));
 #pragma unroll
       for (int m = 0; m < 2; ++m) P::mma(sum[m][n], a[m], b.b);
@@ -128,11 +130,12 @@ __global__ void __launch_bounds__(kConvThreads) conv_kernel(LayerArgs a) {
   const int n_count = (group + 1) * a.op.n_tiles / groups - n_tile;
   unsigned char* shared = shared_memory();
   const Row row = row_at(a.op, x.images, first_row + static_cast<int>(threadIdx.x));
+  const unsigned char* window = x.in + window_offset(a.op, x, row);
   const int slabs = (a.op.k_steps + kSlabSteps - 1) / kSlabSteps;
   Walk walk{0, 0, 0};
   const auto fetch = [&](int slab) {
     if (slab < slabs)
-      fetch_slab<NT>(a.op, x, row, &walk, slab, n_tile, n_count,
+      fetch_slab<NT>(a.op, x, row, window, &walk, slab, n_tile, n_count,
                      shared + slab % kStages * kStageBytes<NT>);
     commit_copies();  // an empty group keeps the count of groups in flight
   };
@@ -154,8 +157,8 @@ void launch_conv(const LayerArgs& args, const char* name, Stream stream) {
   const int64_t rows =
       static_cast<int64_t>(args.cursor.batch) * args.op.out.height * args.op.out.width;
   const Grid grid{(rows + kRows - 1) / kRows, (args.op.n_tiles + NT - 1) / NT};
-  launch({name, grid, kConvThreads, int64_t{kStages} * kStageBytes<NT>, stream},
-         conv_kernel<P, NT>, args);
+  launch({name, grid, kConvThreads, int64_t{kStages} * kStageBytes<NT>, stream}, conv_kernel<P, NT>,
+         args);
 }
 
 // Enough blocks for every item, but no more than keep a large device busy.
@@ -167,8 +170,7 @@ int64_t blocks_for(int64_t items) {
 template <class P>
 void run_layer_in(const LayerArgs& args, Stream stream) {
   const OpPlan& op = args.op;
-  const int64_t pixels =
-      static_cast<int64_t>(args.cursor.batch) * op.out.height * op.out.width;
+  const int64_t pixels = static_cast<int64_t>(args.cursor.batch) * op.out.height * op.out.width;
   if (op.kind != OpKind::conv)
     return launch({"simple_kernel", {blocks_for(pixels * op.out.chunks)}, kThreads, 0, stream},
                   simple_kernel<P>, args);
@@ -199,10 +201,14 @@ __global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs a) {
 
 void run_layer(const LayerArgs& args, Precision precision, Stream stream) {
   switch (precision) {
-    case Precision::fp32: return run_layer_in<Fp32>(args, stream);
-    case Precision::tf32: return run_layer_in<Tf32>(args, stream);
-    case Precision::fp16: return run_layer_in<Fp16>(args, stream);
-    case Precision::bf16: return run_layer_in<Bf16>(args, stream);
+    case Precision::fp32:
+      return run_layer_in<Fp32>(args, stream);
+    case Precision::tf32:
+      return run_layer_in<Tf32>(args, stream);
+    case Precision::fp16:
+      return run_layer_in<Fp16>(args, stream);
+    case Precision::bf16:
+      return run_layer_in<Bf16>(args, stream);
   }
 }
 

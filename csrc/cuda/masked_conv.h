@@ -24,11 +24,11 @@ class MaskedConv {
 
   struct Memory {
     const unsigned char* descriptors;
-    const float* full;       // weights [full_out][full_in][kernel_h][kernel_w], then bias [full_out]
-    const float* x;          // [images][kept_in][height][width]
-    const float* residual;   // shaped like out, or null
+    const float* full;      // weights [full_out][full_in][kernel_h][kernel_w], then bias [full_out]
+    const float* x;         // [images][kept_in][height][width]
+    const float* residual;  // shaped like out, or null
     unsigned char* workspace;
-    float* out;              // [images][kept_out][out height][out width]
+    float* out;  // [images][kept_out][out height][out width]
   };
   void run(const Memory& memory, int64_t images, Stream stream) const;
 

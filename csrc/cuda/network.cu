@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(256, 2) network_kernel(NetworkArgs a) {
     if (i + 1 < a.op_count) fetch_plan(&plans[(i + 1) % 2], program + i + 1);
     x.in = activations + op.in.offset * a.images_per_block;
     x.out = activations + op.out.offset * a.images_per_block;
-    x.residual =
-        op.residual == kNone ? nullptr : activations + op.residual * a.images_per_block;
+    x.residual = op.residual == kNone ? nullptr : activations + op.residual * a.images_per_block;
     x.in_stride = op.in.image_bytes;
     x.out_stride = op.out.image_bytes;
     x.weights = a.packed + op.weights;
@@ -87,10 +86,14 @@ void run_network(const NetworkArgs& args, Precision precision, int subnets, int 
     launch({name, {blocks, subnets}, threads, shared_bytes, stream}, kernel, args);
   };
   switch (precision) {
-    case Precision::fp32: return run("network_kernel<fp32>", network_kernel<Fp32>);
-    case Precision::tf32: return run("network_kernel<tf32>", network_kernel<Tf32>);
-    case Precision::fp16: return run("network_kernel<fp16>", network_kernel<Fp16>);
-    case Precision::bf16: return run("network_kernel<bf16>", network_kernel<Bf16>);
+    case Precision::fp32:
+      return run("network_kernel<fp32>", network_kernel<Fp32>);
+    case Precision::tf32:
+      return run("network_kernel<tf32>", network_kernel<Tf32>);
+    case Precision::fp16:
+      return run("network_kernel<fp16>", network_kernel<Fp16>);
+    case Precision::bf16:
+      return run("network_kernel<bf16>", network_kernel<Bf16>);
   }
 }
 

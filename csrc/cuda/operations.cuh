@@ -28,7 +28,7 @@ struct Worker {
 __device__ __forceinline__ int out_pixels(const OpPlan& op) { return op.out.height * op.out.width; }
 
 __device__ __forceinline__ float clamped(float x, const OpPlan& op) {
-  return x < op.low ? op.low : (x > op.high ? op.high : x);  // NaN stays, as in torch
+  return smaller(larger(x, op.low), op.high);  // NaN stays, as in torch
 }
 
 // ---- results: residual, activation, store ----
@@ -39,9 +39,8 @@ __device__ __forceinline__ void finish(const OpPlan& op, const Operands& x, int 
                                        int channel, float (&sum)[N]) {
   if (op.logits) {
     float* logits = reinterpret_cast<float*>(x.out + image * x.out_stride);
-    const unsigned char* residual = x.residual == nullptr ? nullptr
-                                                          : x.residual + image * op.out.chunks *
-                                                                             int64_t{kChunkBytes};
+    const unsigned char* residual =
+        x.residual == nullptr ? nullptr : x.residual + image * op.out.chunks * int64_t{kChunkBytes};
     for (int i = 0; i < N; ++i)
       if (channel + i < op.out.channels) {
         const float added =
@@ -54,7 +53,7 @@ __device__ __forceinline__ void finish(const OpPlan& op, const Operands& x, int 
   }
   const int64_t place =
       image * x.out_stride +
-      (static_cast<int64_t>(channel / kChunk<P>)*out_pixels(op) + pixel) * kChunkBytes +
+      (static_cast<int64_t>(channel / kChunk<P>) * out_pixels(op) + pixel) * kChunkBytes +
       channel % kChunk<P> * static_cast<int>(sizeof(typename P::Stored));
   if (x.residual != nullptr) {
     const Values<P, N> added = *values_at<P, N>(x.residual + place);
@@ -73,73 +72,109 @@ struct Row {
 };
 constexpr int kNoRow = -(1 << 24);  // as `top` and `left`: after the last row, far outside
 
+__device__ __forceinline__ int divided(int n, const Divisor& by) {
+  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * by.multiplier >>
+                          by.shift);
+}
+
 __device__ __forceinline__ Row row_at(const OpPlan& op, int images, int index) {
   const int pixels = out_pixels(op);
   if (index >= images * pixels) return {0, 0, kNoRow, kNoRow};
-  const int image = index / pixels, pixel = index % pixels;
-  const int y = pixel / op.out.width, x = pixel % op.out.width;
+  const int image = divided(index, op.by_pixels), pixel = index - image * pixels;
+  const int y = divided(pixel, op.by_width), x = pixel - y * op.out.width;
   return {image, pixel, y * op.window.stride_h - op.window.pad_h,
           x * op.window.stride_w - op.window.pad_w};
 }
 
-// Walks the chunks of the sum: taps one by one, within a tap the input's chunks.
+// What the innermost loop needs of an operation, in registers: the operation itself lies in memory
+// and would be read again in each round.
+struct Taps {
+  int height, width, chunks, kernel_h, kernel_w, dilation_h, dilation_w;
+
+  __device__ __forceinline__ explicit Taps(const OpPlan& op)
+      : height(op.in.height),
+        width(op.in.width),
+        chunks(op.in.chunks),
+        kernel_h(op.window.kernel_h),
+        kernel_w(op.window.kernel_w),
+        dilation_h(op.window.dilation_h),
+        dilation_w(op.window.dilation_w) {}
+};
+
+// Walks the chunks of the sum: taps one by one, within a tap the input's chunks. Without branches,
+// as the lanes of a warp stand at different places.
 struct Walk {
   int tap_y, tap_x, chunk;
 
-  __device__ __forceinline__ void advance(const OpPlan& op, int by) {
-    chunk += by;
-    while (chunk >= op.in.chunks) {
-      chunk -= op.in.chunks;
-      if (++tap_x == op.window.kernel_w) {
-        tap_x = 0;
-        ++tap_y;
-      }
+  // `by` 1 or 2
+  __device__ __forceinline__ void advance(const Taps& taps, int by) {
+    const bool narrow = taps.chunks == 1;
+    chunk += narrow ? 0 : by;
+    const bool wrap = chunk >= taps.chunks;
+    chunk -= wrap ? taps.chunks : 0;
+    tap_x += narrow ? by : static_cast<int>(wrap);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool down = tap_x >= taps.kernel_w;
+      tap_x -= down ? taps.kernel_w : 0;
+      tap_y += static_cast<int>(down);
     }
   }
 };
 
-// 16 bytes of the input, or null outside the image and after the last tap.
-__device__ __forceinline__ const unsigned char* input_chunk(const OpPlan& op, const Operands& x,
-                                                            const Row& row, const Walk& walk) {
-  const int y = row.top + walk.tap_y * op.window.dilation_h;
-  const int xx = row.left + walk.tap_x * op.window.dilation_w;
-  if (walk.tap_y >= op.window.kernel_h || static_cast<unsigned>(y) >= static_cast<unsigned>(op.in.height) ||
-      static_cast<unsigned>(xx) >= static_cast<unsigned>(op.in.width))
-    return nullptr;
-  return x.in + row.image * x.in_stride +
-         ((static_cast<int64_t>(walk.chunk) * op.in.height + y) * op.in.width + xx) * kChunkBytes;
+// Where in the input the walk stands, relative to a row's window.
+template <typename Offset>
+struct Step {
+  int y, x;
+  Offset offset;  // bytes from the window's first pixel, in the first chunk
+
+  __device__ __forceinline__ Step(const Taps& taps, const Walk& walk)
+      : y(walk.tap_y < taps.kernel_h ? walk.tap_y * taps.dilation_h : -kNoRow),
+        x(walk.tap_x * taps.dilation_w),
+        offset(((static_cast<Offset>(walk.chunk) * taps.height + y) * taps.width + x) *
+               kChunkBytes) {}
+
+  // Whether there is a pixel: inside the image, and not after the last tap.
+  __device__ __forceinline__ bool inside(const Taps& taps, int top, int left) const {
+    return static_cast<unsigned>(top + y) < static_cast<unsigned>(taps.height) &&
+           static_cast<unsigned>(left + x) < static_cast<unsigned>(taps.width);
+  }
+};
+
+// The first pixel of a row's window in the first chunk; it may lie outside the image.
+__device__ __forceinline__ int64_t window_offset(const OpPlan& op, const Operands& x,
+                                                 const Row& row) {
+  return row.image * x.in_stride +
+         (static_cast<int64_t>(row.top) * op.in.width + row.left) * kChunkBytes;
 }
 
 struct Fragment {
   uint32_t b[2];
 };
 
-__device__ __forceinline__ Fragment fragment_at(const OpPlan& op, const Operands& x, int n_tile,
-                                                int k_step, int lane) {
-  const auto* fragments = reinterpret_cast<const uint2*>(x.weights);
-  const uint2 words =
-      __ldg(fragments + (static_cast<int64_t>(n_tile) * op.k_steps + k_step) * kWarpSize + lane);
-  return {{words.x, words.y}};
-}
-
 // Adds biases and stores a warp's tile of MT x NT products.
 template <class P, int MT, int NT>
 __device__ __forceinline__ void finish_tiles(const OpPlan& op, const Operands& x, int m_tile,
-                                             int n_tile, int n_count, const float (&sum)[MT][NT][4]) {
+                                             int n_tile, int n_count,
+                                             const float (&sum)[MT][NT][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, pixels = out_pixels(op);
+  float2 bias[NT];
+#pragma unroll
+  for (int n = 0; n < NT; ++n)
+    if (n < n_count)
+      bias[n] = *reinterpret_cast<const float2*>(x.bias + (n_tile + n) * 8 + lane % 4 * 2);
 #pragma unroll
   for (int m = 0; m < MT; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = (m_tile + m) * 16 + half * 8 + lane / 4;
       if (row >= x.images * pixels) continue;
-      const int image = row / pixels, pixel = row % pixels;
+      const int image = divided(row, op.by_pixels), pixel = row - image * pixels;
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const int channel = (n_tile + n) * 8 + lane % 4 * 2;
         if (n >= n_count || channel >= op.out.chunks * kChunk<P>) continue;
-        float pair[2] = {sum[m][n][2 * half] + x.bias[channel],
-                         sum[m][n][2 * half + 1] + x.bias[channel + 1]};
+        float pair[2] = {sum[m][n][2 * half] + bias[n].x, sum[m][n][2 * half + 1] + bias[n].y};
         finish<P>(op, x, image, pixel, channel, pair);
       }
     }
@@ -151,32 +186,44 @@ __device__ __forceinline__ void conv_tiles(const OpPlan& op, const Operands& x,
                                            const unsigned char* zeros, int m_tile, int n_tile,
                                            int n_count) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  Row rows[MT];
+  const SharedPlace nothing = shared_place(zeros);
+  SharedPlace window[MT];
+  int top[MT], left[MT];
 #pragma unroll
-  for (int m = 0; m < MT; ++m) rows[m] = row_at(op, x.images, (m_tile + m) * 16 + lane % 16);
+  for (int m = 0; m < MT; ++m) {
+    const Row row = row_at(op, x.images, (m_tile + m) * 16 + lane % 16);
+    window[m] = shared_place(x.in) + static_cast<int>(window_offset(op, x, row));
+    top[m] = row.top;
+    left[m] = row.left;
+  }
+  const Taps taps(op);
   Walk walk{0, 0, 0};
-  walk.advance(op, lane / 16);
+  if (lane >= 16) walk.advance(taps, 1);
   float sum[MT][NT][4] = {};
-  Fragment now[NT];
+  const int k_steps = op.k_steps, k_stride = op.n_tiles * kWarpSize;
+  const uint2* weights = reinterpret_cast<const uint2*>(x.weights) + n_tile * kWarpSize + lane;
+  uint2 now[NT] = {};
 #pragma unroll
   for (int n = 0; n < NT; ++n)
-    now[n] = fragment_at(op, x, n_tile + (n < n_count ? n : 0), 0, lane);
-  for (int k = 0; k < op.k_steps; ++k) {
-    const int following = k + 1 < op.k_steps ? k + 1 : k;
-    Fragment next[NT];  // weights come from far: one step ahead
+    if (n < n_count) now[n] = __ldg(weights + n * kWarpSize);
+  for (int k = 0; k < k_steps; ++k) {
+    uint2 next[NT] = {};  // weights come from far: one step ahead
+    weights += k + 1 < k_steps ? k_stride : 0;
 #pragma unroll
     for (int n = 0; n < NT; ++n)
-      next[n] = fragment_at(op, x, n_tile + (n < n_count ? n : 0), following, lane);
+      if (n < n_count) next[n] = __ldg(weights + n * kWarpSize);
+    const Step<int> step(taps, walk);
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
-      const unsigned char* chunk = input_chunk(op, x, rows[m], walk);
       uint32_t a[4];
-      load_matrix(a, chunk == nullptr ? zeros : chunk);
+      load_matrix(a, step.inside(taps, top[m], left[m]) ? window[m] + step.offset : nothing);
 #pragma unroll
-      for (int n = 0; n < NT; ++n)
-        if (n < n_count) P::mma(sum[m][n], a, now[n].b);
+      for (int n = 0; n < NT; ++n) {
+        const uint32_t b[2] = {now[n].x, now[n].y};
+        if (n < n_count) P::mma(sum[m][n], a, b);
+      }
     }
-    walk.advance(op, 2);
+    walk.advance(taps, 2);
 #pragma unroll
     for (int n = 0; n < NT; ++n) now[n] = next[n];
   }
@@ -218,20 +265,26 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
   for (int part = warp; part < groups * op.n_tiles; part += thread.count / kWarpSize) {
     const int n_tile = part / groups;
     Row row[kDirectPixels];
+    const unsigned char* window[kDirectPixels];
 #pragma unroll
-    for (int p = 0; p < kDirectPixels; ++p)
-      row[p] =
-          row_at(op, x.images, (part % groups * kDirectPixels + p) * kWarpSize + lane);
+    for (int p = 0; p < kDirectPixels; ++p) {
+      row[p] = row_at(op, x.images, (part % groups * kDirectPixels + p) * kWarpSize + lane);
+      window[p] = x.in + window_offset(op, x, row[p]);
+    }
     float sum[kDirectPixels][kDirectOutputs] = {};
     const auto* weights = reinterpret_cast<const float4*>(x.weights) +
                           static_cast<int64_t>(n_tile) * op.k_steps * kDirectOutputs;
+    const Taps taps(op);
     Walk walk{0, 0, 0};
-    for (int k = 0; k < op.k_steps; ++k, walk.advance(op, 1)) {
+    const int k_steps = op.k_steps;
+    for (int k = 0; k < k_steps; ++k, walk.advance(taps, 1)) {
+      const Step<int64_t> step(taps, walk);
       float in[kDirectPixels][kInputs];
 #pragma unroll
       for (int p = 0; p < kDirectPixels; ++p) {
-        const unsigned char* chunk = input_chunk(op, x, row[p], walk);
-        const auto value = chunk == nullptr ? float4{0, 0, 0, 0} : *reinterpret_cast<const float4*>(chunk);
+        float4 value{0, 0, 0, 0};
+        if (step.inside(taps, row[p].top, row[p].left))
+          value = *reinterpret_cast<const float4*>(window[p] + step.offset);
         in[p][0] = value.x, in[p][1] = value.y, in[p][2] = value.z, in[p][3] = value.w;
       }
 #pragma unroll
@@ -239,8 +292,7 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
         const float4 w = __ldg(weights + k * kDirectOutputs + n);
 #pragma unroll
         for (int p = 0; p < kDirectPixels; ++p)
-          sum[p][n] +=
-              in[p][0] * w.x + in[p][1] * w.y + in[p][2] * w.z + in[p][3] * w.w;
+          sum[p][n] += in[p][0] * w.x + in[p][1] * w.y + in[p][2] * w.z + in[p][3] * w.w;
       }
     }
 #pragma unroll
@@ -252,8 +304,7 @@ __device__ inline void conv_direct(const OpPlan& op, const Operands& x, Worker t
         if (channel >= op.out.chunks * kInputs) continue;
         float part_sum[kInputs];
 #pragma unroll
-        for (int i = 0; i < kInputs; ++i)
-          part_sum[i] = sum[p][first + i] + x.bias[channel + i];
+        for (int i = 0; i < kInputs; ++i) part_sum[i] = sum[p][first + i] + x.bias[channel + i];
         finish<Fp32>(op, x, row[p].image, row[p].pixel, channel, part_sum);
       }
     }
@@ -385,8 +436,7 @@ __device__ void select(const OpPlan& op, const Operands& x, Worker thread) {
     const Item item = item_at(op, index);
     const int y = item.pixel / op.out.width * op.window.stride_h;
     const int xx = item.pixel % op.out.width * op.window.stride_w;
-    const auto* in =
-        reinterpret_cast<const typename P::Stored*>(x.in + item.image * x.in_stride);
+    const auto* in = reinterpret_cast<const typename P::Stored*>(x.in + item.image * x.in_stride);
     float sum[C];
     for (int i = 0; i < C; ++i) {
       const int source = x.sources[item.chunk * C + i];
@@ -402,12 +452,18 @@ __device__ void select(const OpPlan& op, const Operands& x, Worker thread) {
 template <class P>
 __device__ void run_simple(const OpPlan& op, const Operands& x, Worker thread) {
   switch (op.kind) {
-    case OpKind::depthwise: return depthwise<P>(op, x, thread);
-    case OpKind::max_pool: return pool<P, true>(op, x, thread);
-    case OpKind::avg_pool: return pool<P, false>(op, x, thread);
-    case OpKind::affine: return affine<P>(op, x, thread);
-    case OpKind::select: return select<P>(op, x, thread);
-    case OpKind::conv: return;
+    case OpKind::depthwise:
+      return depthwise<P>(op, x, thread);
+    case OpKind::max_pool:
+      return pool<P, true>(op, x, thread);
+    case OpKind::avg_pool:
+      return pool<P, false>(op, x, thread);
+    case OpKind::affine:
+      return affine<P>(op, x, thread);
+    case OpKind::select:
+      return select<P>(op, x, thread);
+    case OpKind::conv:
+      return;
   }
 }
 

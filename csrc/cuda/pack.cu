@@ -25,8 +25,8 @@ template <class P>
 __device__ uint32_t fragment_word(const PackArgs& a, const PackPlan& p, int64_t index) {
   const int part = static_cast<int>(index % 2), lane = static_cast<int>(index / 2 % kWarpSize);
   const int64_t product = index / (2 * kWarpSize);
-  const int output = static_cast<int>(product / p.k_steps) * 8 + lane / 4;
-  const int pair = static_cast<int>(product % p.k_steps) * 2 + part;  // of tap and chunk
+  const int output = static_cast<int>(product % p.n_tiles) * 8 + lane / 4;
+  const int pair = static_cast<int>(product / p.n_tiles) * 2 + part;  // of tap and chunk
   const int tap = pair / p.in_chunks, chunk = pair % p.in_chunks;
   if constexpr (sizeof(typename P::Stored) == 4) {
     return float_bits(P::rounded(weight_at(a, p, output, chunk * 4 + lane % 4, tap)));
@@ -118,10 +118,14 @@ void convert_images(float* images, unsigned char* chunks, int64_t count, const T
            chunks, count, tensor);
   };
   switch (precision) {
-    case Precision::fp32: return run(images_kernel<Fp32, LOAD>);
-    case Precision::tf32: return run(images_kernel<Tf32, LOAD>);
-    case Precision::fp16: return run(images_kernel<Fp16, LOAD>);
-    case Precision::bf16: return run(images_kernel<Bf16, LOAD>);
+    case Precision::fp32:
+      return run(images_kernel<Fp32, LOAD>);
+    case Precision::tf32:
+      return run(images_kernel<Tf32, LOAD>);
+    case Precision::fp16:
+      return run(images_kernel<Fp16, LOAD>);
+    case Precision::bf16:
+      return run(images_kernel<Bf16, LOAD>);
   }
 }
 
@@ -148,10 +152,14 @@ void pack(const PackArgs& args, Precision precision, int64_t packings, int64_t m
     launch({name, grid, kThreads, 0, stream}, kernel, args, packings);
   };
   switch (precision) {
-    case Precision::fp32: return run("pack_kernel<fp32>", pack_kernel<Fp32>);
-    case Precision::tf32: return run("pack_kernel<tf32>", pack_kernel<Tf32>);
-    case Precision::fp16: return run("pack_kernel<fp16>", pack_kernel<Fp16>);
-    case Precision::bf16: return run("pack_kernel<bf16>", pack_kernel<Bf16>);
+    case Precision::fp32:
+      return run("pack_kernel<fp32>", pack_kernel<Fp32>);
+    case Precision::tf32:
+      return run("pack_kernel<tf32>", pack_kernel<Tf32>);
+    case Precision::fp16:
+      return run("pack_kernel<fp16>", pack_kernel<Fp16>);
+    case Precision::bf16:
+      return run("pack_kernel<bf16>", pack_kernel<Bf16>);
   }
 }
 

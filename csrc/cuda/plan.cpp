@@ -80,8 +80,8 @@ SubnetPlan place(const Network& network, const std::vector<int>& channels, Preci
   }
   std::vector<TensorPlan> tensors;
   for (size_t t = 0; t < network.tensors.size(); ++t)
-    tensors.push_back(plan_tensor(channels[t], network.tensors[t].height,
-                                  network.tensors[t].width, precision));
+    tensors.push_back(
+        plan_tensor(channels[t], network.tensors[t].height, network.tensors[t].width, precision));
   Arena arena(0);
   tensors[0].offset = whole ? arena.take(tensors[0].image_bytes, last_use[0]) : kImages;
   SubnetPlan plan;
@@ -157,6 +157,13 @@ int stored_bytes(Precision precision) {
   return precision == Precision::fp16 || precision == Precision::bf16 ? 2 : 4;
 }
 
+Divisor divisor(int by) {
+  uint32_t log = 0;  // rounded up
+  while ((int64_t{1} << log) < by) ++log;
+  const uint64_t power = uint64_t{1} << (31 + log);
+  return {static_cast<uint32_t>((power + by - 1) / by), 31 + log};
+}
+
 FullWeights full_weights(const Network& network) {
   FullWeights full;
   for (const OpSpec& op : network.ops) {
@@ -185,7 +192,7 @@ TensorPlan plan_tensor(int channels, int height, int width, Precision precision)
 }
 
 OpPlan plan_op(const OpSpec& spec, const TensorPlan& in, const TensorPlan& out,
-                 Precision precision) {
+               Precision precision) {
   OpPlan op{};
   op.kind = spec.kind;
   op.in = in;
@@ -195,6 +202,8 @@ OpPlan plan_op(const OpSpec& spec, const TensorPlan& in, const TensorPlan& out,
   op.low = spec.low;
   op.high = spec.high;
   op.count_padding = spec.count_padding;
+  op.by_pixels = divisor(out.height * out.width);
+  op.by_width = divisor(out.width);
   if (spec.kind == OpKind::conv) {
     const int64_t chunks = taps(op) * in.chunks;
     op.k_steps = static_cast<int32_t>(precision == Precision::fp32 ? chunks : (chunks + 1) / 2);
@@ -267,10 +276,10 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
       fits = subnet.image_bytes + kSharedHead <= shared.block;
     }
     if (path == Path::whole && !fits)
-      throw std::invalid_argument(
-          "path 'whole' needs " + std::to_string(subnet.image_bytes + kSharedHead) +
-          " bytes of shared memory for one image, this device has " +
-          std::to_string(shared.block) + ": use path 'auto' or 'layers'");
+      throw std::invalid_argument("path 'whole' needs " +
+                                  std::to_string(subnet.image_bytes + kSharedHead) +
+                                  " bytes of shared memory for one image, this device has " +
+                                  std::to_string(shared.block) + ": use path 'auto' or 'layers'");
     if (fits) {
       whole.push_back(static_cast<int32_t>(s));
       most_whole = std::max(most_whole, subnet.image_bytes);
@@ -319,7 +328,8 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
   append(&plan.descriptors, lists);
   plan.whole_count = static_cast<int>(whole.size());
   if (plan.whole_count > 0) {
-    const int64_t aimed = shared.multiprocessor / kBlocksPerMultiprocessor - kReserved - kSharedHead;
+    const int64_t aimed =
+        shared.multiprocessor / kBlocksPerMultiprocessor - kReserved - kSharedHead;
     const int64_t images = std::max<int64_t>(1, aimed / std::max<int64_t>(1, most_whole));
     plan.images_per_block = static_cast<int>(std::min<int64_t>(images, kMostImagesPerBlock));
     plan.shared_bytes = most_whole * plan.images_per_block + kSharedHead;

@@ -26,6 +26,14 @@ struct TensorPlan {
 constexpr int64_t kImages = -1;  // where tensor 0 is read in place
 constexpr int64_t kNone = -2;
 
+// Division by a number that the host knows, of 0 <= n < 2^31: n * multiplier >> shift, see
+// Granlund and Montgomery, "Division by Invariant Integers using Multiplication" (1994).
+struct Divisor {
+  uint32_t multiplier = 0, shift = 0;
+};
+
+Divisor divisor(int by);
+
 struct OpPlan {
   OpKind kind;
   int32_t logits;  // the last operation: its output is float [image][channels]
@@ -35,19 +43,20 @@ struct OpPlan {
   float low, high;
   int32_t count_padding;
   // Packed weights: bytes from their start.
-  //   conv, tensor cores: [n_tile][k_step][lane][2 words], the B fragments of each product
+  //   conv, tensor cores: [k_step][n_tile][lane][2 words], the B fragments of each product
   //   conv, fp32:         [n_tile][tap][in chunk][8 outputs][4 inputs]
   //   depthwise:          float [tap][channel]; affine: float [channel]
   // and biases: float [out.channels up to a multiple of 8].
   int64_t weights, bias;
-  int64_t sources;           // select: bytes from the start of the descriptors, int32 [channel]
-  int32_t k_steps, n_tiles;  // conv: pairs of (tap, chunk) and groups of 8 outputs
+  int64_t sources;              // select: bytes from the start of the descriptors, int32 [channel]
+  int32_t k_steps, n_tiles;     // conv: pairs of (tap, chunk) and groups of 8 outputs
+  Divisor by_pixels, by_width;  // of the output
 };
 
 struct PackPlan {
   OpKind kind;
-  int32_t tensor_cores, chunk;     // channels in a chunk
-  int32_t inputs, outputs, taps;   // that are kept
+  int32_t tensor_cores, chunk;    // channels in a chunk
+  int32_t inputs, outputs, taps;  // that are kept
   int32_t full_inputs, in_chunks, k_steps, n_tiles;
   int64_t full_weights, full_bias;  // floats from the start of the full weights
   int64_t kept_in, kept_out;        // bytes from the start of the descriptors, int32
@@ -81,7 +90,7 @@ struct Plan {
   std::vector<unsigned char> descriptors;
   int64_t pack_plans = 0, whole_subnets = 0;  // offsets in it
   int whole_count = 0;
-  int64_t packed_bytes = 0;   // weights of all sub-networks
+  int64_t packed_bytes = 0;  // weights of all sub-networks
   int64_t most_pack_words = 0;
   int64_t layer_image_bytes = 0;  // the most that a sub-network run in layers needs for an image
   int64_t most_pixels = 1;        // of a tensor
@@ -107,7 +116,7 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
 
 // An operation alone; what it leaves open is where its weights and its residual lie.
 OpPlan plan_op(const OpSpec& spec, const TensorPlan& in, const TensorPlan& out,
-                 Precision precision);
+               Precision precision);
 PackPlan plan_packing(const OpSpec& spec, const OpPlan& op, int full_inputs, Precision precision);
 TensorPlan plan_tensor(int channels, int height, int width, Precision precision);
 int64_t packed_weight_bytes(const OpPlan& op, Precision precision);

@@ -1,10 +1,11 @@
 // All inline PTX of the project, each with the same thing said in C++ for the emulator.
 //
 // Lane layouts are those of the PTX ISA, section "Warp Level Matrix Instructions"; g = lane / 4 and
-// t = lane % 4 throughout. The shapes m16n8k16 (fp16, bf16) and m16n8k8 (tf32) are the same in bytes:
-//   A, 16 rows of 32 bytes: a[0], a[1] hold bytes 4t.. of rows g and g + 8, a[2], a[3] bytes 16 + 4t..
-//   B, 8 columns of 32 bytes: b[0] holds bytes 4t.. of column g, b[1] bytes 16 + 4t..
-//   C, 16 rows of 8 floats: c[0], c[1] are columns 2t, 2t + 1 of row g, c[2], c[3] of row g + 8.
+// t = lane % 4 throughout. The shapes m16n8k16 (fp16, bf16) and m16n8k8 (tf32) are the same in
+// bytes:
+//   A, 16 rows of 32 bytes: a[0], a[1] hold bytes 4t.. of rows g and g + 8, a[2], a[3] bytes 16 +
+//   4t.. B, 8 columns of 32 bytes: b[0] holds bytes 4t.. of column g, b[1] bytes 16 + 4t.. C, 16
+//   rows of 8 floats: c[0], c[1] are columns 2t, 2t + 1 of row g, c[2], c[3] of row g + 8.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -77,6 +78,28 @@ __device__ inline float tf32_rounded(float value) {
 
 #endif
 
+// ---- the larger and the smaller of two numbers; NaN if one is ----
+
+#ifdef RLAL_FAST_CUDA_EMULATED
+
+inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+inline float smaller(float a, float b) { return a < b || a != a ? a : b; }
+
+#else
+
+__device__ inline float larger(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+__device__ inline float smaller(float a, float b) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+#endif
+
 // ---- matrix products of one warp: c += a * b, sums in float ----
 
 #ifdef RLAL_FAST_CUDA_EMULATED
@@ -128,8 +151,7 @@ void emulated_mma(const char* name, float (&c)[4], const uint32_t (&a)[4], const
   std::memcpy(in.a, a, sizeof(a));
   std::memcpy(in.b, b, sizeof(b));
   std::memcpy(in.c, c, sizeof(c));
-  const Sums out =
-      emulator::warp_operation<Factors, Sums, multiply<VALUE, PER_WORD>>(name, in);
+  const Sums out = emulator::warp_operation<Factors, Sums, multiply<VALUE, PER_WORD>>(name, in);
   std::memcpy(c, out.c, sizeof(c));
 }
 
@@ -145,12 +167,12 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 
 #else
 
-#define RLAL_FAST_MMA(name, instruction)                                                         \
-  __device__ inline void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {   \
-    asm volatile("mma.sync.aligned." instruction                                                 \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));            \
+#define RLAL_FAST_MMA(name, instruction)                                                       \
+  __device__ inline void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned." instruction                                               \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));          \
   }
 RLAL_FAST_MMA(mma_half, "m16n8k16.row.col.f32.f16.f16.f32")
 RLAL_FAST_MMA(mma_bfloat, "m16n8k16.row.col.f32.bf16.bf16.f32")
@@ -161,9 +183,14 @@ RLAL_FAST_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 // ---- the A operand out of shared memory ----
 //
-// Lane l hands in where 16 bytes of row l % 16 lie: the row's first ones where l < 16, else its last.
+// Lane l hands in where 16 bytes of row l % 16 lie: the row's first ones where l < 16, else its
+// last.
 
 #ifdef RLAL_FAST_CUDA_EMULATED
+
+// A place in shared memory: 32 bits are enough on a GPU, and half as much arithmetic.
+using SharedPlace = const unsigned char*;
+inline SharedPlace shared_place(const unsigned char* pointer) { return pointer; }
 
 struct Words {
   uint32_t word[4];
@@ -175,7 +202,7 @@ inline void distribute(const Words (&rows)[32], Words (&out)[32]) {
       out[lane].word[matrix] = rows[matrix * 8 + lane / 4].word[lane % 4];
 }
 
-inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
+inline void load_matrix(uint32_t (&a)[4], SharedPlace row) {
   Words in;
   std::memcpy(in.word, row, sizeof(in.word));
   const Words out = emulator::warp_operation<Words, Words, distribute>("ldmatrix", in);
@@ -184,22 +211,23 @@ inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
 
 #else
 
-__device__ inline uint32_t shared_address(const void* pointer) {
+using SharedPlace = uint32_t;
+__device__ inline SharedPlace shared_place(const unsigned char* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-__device__ inline void load_matrix(uint32_t (&a)[4], const unsigned char* row) {
+__device__ inline void load_matrix(uint32_t (&a)[4], SharedPlace row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-               : "r"(shared_address(row)));
+               : "r"(row));
 }
 
 #endif
 
 // ---- asynchronous copies into shared memory ----
 //
-// 16 bytes, both ends aligned to 16; zeros where `from` is not to be read (it must be an address all
-// the same). What has been committed as a group arrives at a wait that leaves no more than
+// 16 bytes, both ends aligned to 16; zeros where `from` is not to be read (it must be an address
+// all the same). What has been committed as a group arrives at a wait that leaves no more than
 // IN_FLIGHT later groups; other threads see it after a barrier.
 
 #ifdef RLAL_FAST_CUDA_EMULATED
@@ -216,7 +244,7 @@ void wait_for_copies() {
 #else
 
 __device__ inline void copy_async(unsigned char* to, const unsigned char* from, bool read) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_place(to)), "l"(from),
                "r"(read ? 16 : 0)
                : "memory");
 }

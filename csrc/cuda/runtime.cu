@@ -155,7 +155,8 @@ void launch_on_device(const Launch& launch, const void* kernel, void** arguments
   const dim3 grid(launch.grid.x, launch.grid.y, launch.grid.z);
   cudaError_t status = cudaLaunchKernel(kernel, grid, dim3(launch.threads), arguments,
                                         launch.shared_bytes, stream_of(launch.stream));
-  if (status == cudaSuccess && synchronous()) status = cudaStreamSynchronize(stream_of(launch.stream));
+  if (status == cudaSuccess && synchronous())
+    status = cudaStreamSynchronize(stream_of(launch.stream));
   if (status != cudaSuccess) check(status, "launching " + described(launch));
 }
 
@@ -219,8 +220,10 @@ void launch_emulated(const Launch& how, std::function<void()> kernel) {
       throw Error(described(how) + ": " + error.what());
     }
   };
-  if (recording != nullptr) recording->push_back(run);
-  else run();
+  if (recording != nullptr)
+    recording->push_back(run);
+  else
+    run();
 }
 
 #endif

@@ -3,6 +3,7 @@
 splits.py        Split, its checks, and every stratified choice
 preprocessing.py Normalisation and the batched Augmentation
 image_data.py    ImageData, what a trainer is handed
+device_batches.py  its training batches, made on a GPU
 digits.py, cifar10.py, image_folder.py   one reader per source
 sources.py       load(): a data set's name -> ImageData
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,6 +77,16 @@ class ImageData:
             raise InputError(f"batch_size is {batch_size}, expected 2 or more for batch norm")
         whole, rest = divmod(len(self.train), batch_size)
         return whole + (rest > 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images of all splits take."""
+        return sum(split.images.nbytes for split in (self.train, self.reward, self.test))
+
+    def to(self, device: torch.device) -> ImageData:
+        """The same data set with its splits on `device`; shared where they are there already."""
+        train, reward, test = (split.to(device) for split in (self.train, self.reward, self.test))
+        return replace(self, train=train, reward=reward, test=test)
 
     def normalised(self, split: Split) -> Tensor:
         """The split's images as a network takes them, float32 [N, C, H, W], not augmented."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +51,15 @@ class Normalisation:
                 f"images have shape {list(images.shape)}, expected [N, {len(self.mean)}, H, W]: "
                 "the normalisation was fitted to that many channels"
             )
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-        if images.dtype == torch.uint8:
-            return images.float().div_(255).sub_(mean).div_(std)
-        return (images - mean).div_(std)
+        return normalised(images, *self.constants(images.device))
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """mean and std as float32 [1, C, 1, 1]: made once, they spare a GPU a wait per batch."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return mean, std
 
     @classmethod
     def fit(cls, images: Tensor) -> Normalisation:
@@ -66,6 +72,13 @@ class Normalisation:
         moments = _integer_moments if images.dtype == torch.uint8 else _float_moments
         mean, variance = moments(images)
         return cls(tuple(mean), tuple(math.sqrt(v) if v > 0 else 1.0 for v in variance))
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """What Normalisation says, with its constants at hand; all on one device."""
+    if images.dtype == torch.uint8:
+        return images.float().div_(255).sub_(mean).div_(std)
+    return (images - mean).div_(std)
 
 
 def _integer_moments(images: Tensor) -> tuple[list[float], list[float]]:
@@ -95,6 +108,31 @@ def _float_moments(images: Tensor) -> tuple[list[float], list[float]]:
     return mean.tolist(), (torch.stack(squares).sum(0) / per_channel).tolist()
 
 
+class Draws(NamedTuple):
+    """What is random in the augmentation of N images; None where nothing is drawn."""
+
+    corner: Tensor | None  # int64 [2, N, 1]: row and column where the window begins
+    mirrored: Tensor | None  # bool [N, 1]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Draws]) -> Draws:
+        """Those of several batches, one behind the other."""
+        corners = [part.corner for part in parts if part.corner is not None]
+        mirrored = [part.mirrored for part in parts if part.mirrored is not None]
+        return cls(
+            torch.cat(corners, 1) if corners else None, torch.cat(mirrored) if mirrored else None
+        )
+
+    def to(self, device: torch.device) -> Draws:
+        """The same on `device`."""
+        return Draws(*(None if drawn is None else drawn.to(device) for drawn in self))
+
+    def rows(self, rows: slice) -> Draws:
+        """Those of some of the images."""
+        corner = None if self.corner is None else self.corner[:, rows]
+        return Draws(corner, None if self.mirrored is None else self.mirrored[rows])
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random crops out of zero-padded images, and mirror images, for a whole batch at once.
@@ -116,31 +154,32 @@ class Augmentation:
 
         The result is fixed by the generator, bit for bit.
         """
+        return self.apply(images, self.draw(len(images), generator).to(images.device))
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """What `apply` needs for `count` images, where the generator lives."""
+        device, span = generator.device, 2 * self.crop_padding + 1
+        corner = mirrored = None
+        if self.crop_padding:
+            corner = torch.randint(span, (2, count, 1), generator=generator, device=device)
+        if self.flip:
+            mirrored = torch.randint(2, (count, 1), generator=generator, device=device).bool()
+        return Draws(corner, mirrored)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """images [N, C, H, W] cut out and mirrored as drawn, on the device of both."""
         n, channels, height, width = images.shape
-        padding = self.crop_padding
         columns = torch.arange(width, device=images.device).expand(n, width)  # [N, W]
         rows = torch.arange(height, device=images.device).expand(n, height)  # [N, H]
-        if padding:
-            corner = _draw(2 * padding + 1, (2, n, 1), generator, images.device)
-            rows = rows + corner[0]
-        if self.flip:
-            mirrored = _draw(2, (n, 1), generator, images.device).bool()
-            columns = torch.where(mirrored, width - 1 - columns, columns)
-        if padding:
-            columns = columns + corner[1]
-            images = F.pad(images, (padding, padding, padding, padding))
-        elif not self.flip:
+        if draws.mirrored is not None:
+            columns = torch.where(draws.mirrored, width - 1 - columns, columns)
+        if draws.corner is not None:
+            rows, columns = rows + draws.corner[0], columns + draws.corner[1]
+            images = F.pad(images, (self.crop_padding,) * 4)
+        elif draws.mirrored is None:
             return images
         # one gather for crop and mirror: 0.25 ms for uint8 [128, 3, 32, 32] on one thread, where
         # a window view and a separate where() took 0.6 ms
         source = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(n, 1, -1)
         pixels = images.flatten(2).gather(2, source.expand(-1, channels, -1))
         return pixels.view(n, channels, height, width)
-
-
-def _draw(
-    below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Integers in 0..below-1 from the generator, wherever it lives."""
-    drawn = torch.randint(below, shape, generator=generator, device=generator.device)
-    return drawn.to(device)

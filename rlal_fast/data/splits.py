@@ -28,6 +28,10 @@ class Split:
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
+    def to(self, device: torch.device) -> Split:
+        """The same on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 def checked_split(where: str, images: Tensor, labels: Tensor) -> Split:
     """A user's tensors as a Split; `where` names them in messages ("train").

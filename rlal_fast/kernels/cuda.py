@@ -122,11 +122,10 @@ class CudaProgram:
         full = np.empty(self._native.full_floats, dtype=np.float32)
         weights_at, bias_at = self._native.weight_offsets, self._native.bias_offsets
         for own in self._network.weights(_on_cpu(state)):
-            weight = own.weight.reshape(len(own.bias), -1)
-            if own.scale is not None:
-                weight = weight * own.scale[:, None]
             start = weights_at[own.op]
-            full[start : start + weight.size] = weight.reshape(-1)
+            weight = full[start : start + own.weight.size].reshape(len(own.bias), -1)
+            scale = 1.0 if own.scale is None else own.scale[:, None]
+            weight[:] = own.weight.reshape(weight.shape) * scale
             full[bias_at[own.op] : bias_at[own.op] + len(own.bias)] = own.bias
         self._full = upload(full, self.device)
 
@@ -193,8 +192,45 @@ class CudaProgram:
         plan.evaluate(addresses, count, batch, *place(self.device))
 
 
+def masked_conv2d(
+    x: Tensor,  # [N, c_in, H, W]
+    weight: Tensor,  # [C_out, C_in / groups, kH, kW]
+    bias: Tensor | None,  # [C_out]
+    residual: Tensor | None,  # [N, c_out, H', W']
+    kept: tuple[Tensor, Tensor],  # [c_in], [c_out]
+    window: list[int],  # kernel, stride, padding, dilation
+    depthwise: bool,
+    clamp: tuple[float, float],
+    precision: str,
+) -> Tensor:  # [N, c_out, H', W']
+    """`kernels.masked_conv2d` by the CUDA kernels, on checked float32 operands of one device."""
+    device = device_for(x)
+    conv = native.extension().CudaMaskedConv(
+        window,
+        depthwise,
+        *clamp,
+        *x.shape[2:],
+        weight.shape[1],
+        weight.shape[0],
+        *(indices.tolist() for indices in kept),
+        precision,
+    )
+    full_bias = weight.new_zeros(len(weight)) if bias is None else bias
+    operands = [
+        upload(conv.descriptors, device),
+        torch.cat([weight.detach().reshape(-1), full_bias.detach()]),
+        x.detach().contiguous(),
+        None if residual is None else residual.detach().contiguous(),
+        torch.empty(conv.workspace_bytes(len(x)), dtype=torch.uint8, device=device),
+    ]
+    result = torch.empty(len(x), *conv.out_shape, device=device)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*operands, result)]
+    conv.run(addresses, len(x), *place(device))
+    return result
+
+
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict on the CPU, by one copy for each type: hundreds of small ones would each wait."""
+    """A state dict on the CPU, by one copy for each type: hundreds of small ones each wait."""
     kinds: dict[torch.dtype, list[str]] = {}
     for name, tensor in state.items():
         kinds.setdefault(tensor.dtype, []).append(name)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import grad as conv_gradients
 
 from rlal_fast.errors import InputError
-from rlal_fast.kernels import native, reference
+from rlal_fast.kernels import cuda, native, reference
 
 _CLAMPS = {
     None: (-float("inf"), float("inf")),
@@ -51,7 +51,8 @@ def masked_conv2d(
     groups: int = 1,
     residual: Array | None = None,
     activation: str | None = None,
-    backend: str = "native",
+    backend: str = "auto",
+    precision: str = "fp32",
 ) -> Array:
     """Convolves with the kept rows and columns of a full weight, adds and activates, in one pass.
 
@@ -68,12 +69,15 @@ def masked_conv2d(
         groups: 1, or C_out for a depthwise convolution.
         residual: added before the activation, [N, len(kept_out), H', W'].
         activation: None, "relu" or "relu6".
-        backend: "native" (float32 on the CPU) or "torch", the twin.
+        backend: "native" (float32 on the CPU), "cuda" (float32 on a GPU), "torch", the twin, or
+            "auto": native or cuda, by where x is.
+        precision: of the products of backend "cuda": "fp32" (exact), "tf32", "fp16" or "bf16"; sums
+            and results are float32. The others know "fp32" only.
 
     Returns:
-        [N, len(kept_out), H', W'], a tensor or an array as x is. Both backends have the gradient of
-        x, weight, bias and residual, zero where a weight or bias is not kept; of the native one it
-        is not differentiable again.
+        [N, len(kept_out), H', W'], a tensor or an array as x is. All backends have the gradient of
+        x, weight, bias and residual, zero where a weight or bias is not kept; only that of the twin
+        is differentiable again.
 
     Raises:
         InputError: shapes, indices, types or settings that do not fit together (named).
@@ -104,18 +108,17 @@ def masked_conv2d(
     settings = _Settings(inside, outside, groups=groups, activation=activation, **window)
     tensors = _tensors({"x": x, "weight": weight, "bias": bias, "residual": residual})
     _check(tensors, settings)
-    if backend == "native":
-        _check_native(tensors)
-    elif backend != "torch":
-        raise InputError(f"backend must be 'native' or 'torch', not {backend!r}")
+    if backend == "auto":
+        backend = "cuda" if tensors["x"].is_cuda else "native"
+    _check_backend(tensors, backend, precision)
     operands = tensors["x"], tensors["weight"], tensors.get("bias")
     added = tensors.get("residual")
     result: Tensor
-    if backend == "native":
+    if backend in _FORWARDS:
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
         # apply costs 40 us even where it records nothing
         run = _NativeConv.apply if wanted else _NativeConv.forward
-        result = run(*operands, added, settings)
+        result = run(*operands, added, settings, backend, precision)
     else:
         result = reference.masked_conv2d(*operands, residual=added, **vars(settings))
     return result if isinstance(x, Tensor) else result.numpy()
@@ -126,26 +129,19 @@ class _NativeConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, settings: _Settings
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        settings: _Settings,
+        backend: str,
+        precision: str,
     ) -> Tensor:
-        full_bias = torch.zeros(weight.shape[0]) if bias is None else bias
-        result = native.extension().masked_conv2d(
-            _array(x),
-            _array(weight),
-            _array(full_bias),
-            settings.kept_in.numpy(),
-            settings.kept_out.numpy(),
-            [*weight.shape[2:], *settings.stride, *settings.padding, *settings.dilation],
-            settings.groups > 1,
-            None if residual is None else _array(residual),
-            *_CLAMPS[settings.activation],
-            torch.get_num_threads(),
-        )
-        return torch.from_numpy(result)
+        return _FORWARDS[backend](x, weight, bias, residual, settings, precision)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, _, ctx.settings = inputs
+        x, weight, _, _, ctx.settings, _, _ = inputs
         ctx.x_shape, ctx.weight_shape = x.shape, weight.shape
         ctx.save_for_backward(
             x if ctx.needs_input_grad[1] else None,
@@ -178,7 +174,55 @@ class _NativeConv(torch.autograd.Function):
         if needed[2]:
             of_bias = gradient.new_zeros(ctx.weight_shape[0])
             of_bias[settings.kept_out] = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, gradient if needed[3] else None, None
+        return of_x, of_weight, of_bias, gradient if needed[3] else None, None, None, None
+
+
+def _on_the_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    settings: _Settings,
+    precision: str,
+) -> Tensor:
+    full_bias = torch.zeros(weight.shape[0]) if bias is None else bias
+    result = native.extension().masked_conv2d(
+        _array(x),
+        _array(weight),
+        _array(full_bias),
+        settings.kept_in.numpy(),
+        settings.kept_out.numpy(),
+        [*weight.shape[2:], *settings.stride, *settings.padding, *settings.dilation],
+        settings.groups > 1,
+        None if residual is None else _array(residual),
+        *_CLAMPS[settings.activation],
+        torch.get_num_threads(),
+    )
+    return torch.from_numpy(result)
+
+
+def _on_a_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    settings: _Settings,
+    precision: str,
+) -> Tensor:
+    return cuda.masked_conv2d(
+        x,
+        weight,
+        bias,
+        residual,
+        (settings.kept_in, settings.kept_out),
+        [*weight.shape[2:], *settings.stride, *settings.padding, *settings.dilation],
+        settings.groups > 1,
+        _CLAMPS[settings.activation],
+        precision,
+    )
+
+
+_FORWARDS = {"native": _on_the_cpu, "cuda": _on_a_gpu}
 
 
 def _through_activation(gradient: Tensor, output: Tensor | None, activation: str | None) -> Tensor:
@@ -218,11 +262,23 @@ def _from_numpy(name: str, array: NDArray[Any]) -> Tensor:
         ) from error
 
 
-def _check_native(tensors: dict[str, Tensor]) -> None:
+def _check_backend(tensors: dict[str, Tensor], backend: str, precision: str) -> None:
+    if backend not in ("torch", *_FORWARDS):
+        raise InputError(f"backend must be 'auto', 'native', 'cuda' or 'torch', not {backend!r}")
+    if precision not in cuda.PRECISIONS:
+        raise InputError(
+            f"precision must be one of {', '.join(cuda.PRECISIONS)}, not {precision!r}"
+        )
+    if precision != "fp32" and backend != "cuda":
+        raise InputError(f"precision {precision!r} is for backend 'cuda', not for {backend!r}")
+    if backend == "torch":
+        return
+    device = torch.device("cpu") if backend == "native" else cuda.device_for(tensors["x"])
+    where = "the CPU" if backend == "native" else str(device)
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        if tensor.dtype != torch.float32 or tensor.device != device:
             raise InputError(
-                f"backend 'native' takes float32 on the CPU, not {name} of {tensor.dtype} on "
+                f"backend {backend!r} takes float32 on {where}, not {name} of {tensor.dtype} on "
                 f"{tensor.device}: convert it or use backend='torch'"
             )
 

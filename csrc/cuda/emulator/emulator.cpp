@@ -83,8 +83,10 @@ class Machine {
     std::deque<std::vector<Copy>>& groups = current_->committed_copies;
     for (; groups.size() > in_flight; groups.pop_front())
       for (const Copy& copy : groups.front()) {
-        if (copy.from != nullptr) std::memcpy(copy.to, copy.from, copy.bytes);
-        else std::memset(copy.to, 0, copy.bytes);
+        if (copy.from != nullptr)
+          std::memcpy(copy.to, copy.from, copy.bytes);
+        else
+          std::memset(copy.to, 0, copy.bytes);
       }
   }
 
@@ -103,8 +105,7 @@ class Machine {
       warp.arrived = 0;
       warp.out.resize(kWarp * kMostOperandBytes);
       combine(warp.in.data(), warp.out.data());
-      for (int l = 0; l < kWarp; ++l)
-        fibers_[current_->thread - lane + l]->state = State::ready;
+      for (int l = 0; l < kWarp; ++l) fibers_[current_->thread - lane + l]->state = State::ready;
     }
     std::memcpy(out, warp.out.data() + lane * out_bytes, out_bytes);
   }

@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the CPU, so that the kernels can be tested on machines without a GPU.
 //
-// The .cu files are compiled as C++ with this header in place of CUDA's own. Every thread of a block
-// is a fiber; a block runs until all its threads wait at a barrier or have ended, one block after
-// the other, in a random order that is the same in each run. It is meant to find mistakes:
+// The .cu files are compiled as C++ with this header in place of CUDA's own. Every thread of a
+// block is a fiber; a block runs until all its threads wait at a barrier or have ended, one block
+// after the other, in a random order that is the same in each run. It is meant to find mistakes:
 //   - shared memory starts as NaN (all bits set), in every block;
 //   - between two barriers the warps take turns in a random order;
 //   - asynchronous copies are delivered at their wait and not before;
@@ -94,8 +94,11 @@ void exchange(const Shuffled<T> (&in)[kWarp], T (&out)[kWarp]) {
 #define blockDim (::rlal::emulator::block_size())
 #define gridDim (::rlal::emulator::grid_size())
 
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
