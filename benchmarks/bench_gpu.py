@@ -103,6 +103,11 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     result = {
         "settings": _settings(args),
+        "clocks": {
+            "episodes": "host clock, from a call until its results are on the host",
+            "kernels, ceilings": "host clock" if session.emulated else "CUDA events",
+            "joint": "host clock, by the run itself",
+        },
         "sections": before.get("sections", {}),
         "failures": session.failures,
         "lost": session.lost,

@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 all=${SECONDS_IN_ALL:-480}
 tests=${TESTS:-python_tests/test_evaluator_cuda.py python_tests/test_kernels_cuda.py \
-python_tests/test_trainer_gpu.py python_tests/test_training_step.py}
+python_tests/test_trainer_gpu.py python_tests/test_training_step.py \
+python_tests/test_device_training.py}
 emulated=
 case " $* " in *" --emulated "*) emulated=1 ;; esac
 failures=()
@@ -44,9 +45,11 @@ step "what is here"
 command -v "$python" >/dev/null || stop "no $python: set PYTHON"
 command -v cmake >/dev/null || stop "no cmake on the PATH"
 command -v ninja >/dev/null || stop "no ninja on the PATH"
-for module in torch numpy pybind11 safetensors yaml; do
-    "$python" -c "import $module" 2>/dev/null || stop "$python has no module $module"
-done
+missing=$("$python" -c '
+from importlib.util import find_spec
+needed = "torch", "numpy", "pybind11", "safetensors", "yaml", "jinja2", "matplotlib"
+print(*(name for name in needed if find_spec(name) is None))') || stop "$python does not start"
+[ -z "$missing" ] || stop "no module $missing for $python"
 if [ -n "$emulated" ]; then
     cuda=(-DRLAL_FAST_CUDA=emulated)
 else
