@@ -47,7 +47,7 @@ command -v cmake >/dev/null || stop "no cmake on the PATH"
 command -v ninja >/dev/null || stop "no ninja on the PATH"
 missing=$("$python" -c '
 from importlib.util import find_spec
-needed = "torch", "numpy", "pybind11", "safetensors", "yaml", "jinja2", "matplotlib"
+needed = "torch", "numpy", "pybind11", "safetensors", "yaml"
 print(*(name for name in needed if find_spec(name) is None))') || stop "$python does not start"
 [ -z "$missing" ] || stop "no module $missing for $python"
 if [ -n "$emulated" ]; then
