@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -24,12 +25,28 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "rlal_fast": rlal_fast.build_info(),
         "commit": _commit(),
+        **({"gpu": describe_gpu()} if torch.cuda.is_available() else {}),
     }
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Writes benchmarks/results/<name>.json."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+def describe_gpu() -> dict[str, Any]:
+    """Of the current CUDA device."""
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "name": found.name,
+        "multiprocessors": found.multi_processor_count,
+        "memory_gib": round(found.total_memory / 2**30, 1),
+        "capability": f"{found.major}.{found.minor}",
+        "driver": (_said(query).splitlines() or ["unknown"])[0],
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def write_result(name: str | Path, result: dict[str, Any]) -> Path:
+    """Writes benchmarks/results/<name>.json, or the file of a path."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json" if isinstance(name, str) else name
     path.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
     return path
 
@@ -41,6 +58,18 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    """RLAL_FAST_COMMIT names it for a copy of the sources without their history."""
+    if given := os.environ.get("RLAL_FAST_COMMIT"):
+        return given
+    # the checkout may belong to another user than the one that measures
+    trusted = ["git", "-c", f"safe.directory={ROOT}"]
+    return _said([*trusted, "describe", "--always", "--dirty", "--abbrev=12"]) or "unknown"
+
+
+def _said(command: list[str]) -> str:
+    """What a command prints; nothing if there is no such command."""
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
     return found.stdout.strip()

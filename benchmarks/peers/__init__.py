@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from rlal_fast.graph import PrunableGraph
@@ -65,6 +66,9 @@ class Entry:
         module, peer: where its class is.
         packages: what must be installed.
         isas: instruction sets to which environment variables can hold it, see `held.py`.
+        provider: what ONNX Runtime must have been built with.
+        needs_gpu: whether it does not run on CPU tensors, as in a trial of the benchmark itself.
+        once: whether one sub-network must do, as its set-up takes so long.
     """
 
     title: str
@@ -72,6 +76,9 @@ class Entry:
     peer: str
     packages: tuple[str, ...] = ()
     isas: tuple[str, ...] = ("avx2",)
+    provider: str = ""
+    needs_gpu: bool = False
+    once: bool = False
 
 
 ENTRIES = {
@@ -85,6 +92,36 @@ ENTRIES = {
     "openvino": Entry("OpenVINO", "open_vino", "OpenVino", ("onnx", "openvino")),
 }
 
+GPU_ENTRIES = {
+    "masked-fp32": Entry("PyTorch eager, masked, fp32", "on_device", "MaskedSingle"),
+    "masked-fp16": Entry("PyTorch eager, masked, fp16", "on_device", "MaskedHalf"),
+    "folded-fp32": Entry("PyTorch eager, compact, folded, fp32", "on_device", "FoldedSingle"),
+    "folded-fp16": Entry("PyTorch eager, compact, folded, fp16", "on_device", "FoldedHalf"),
+    "graph-fp16": Entry(
+        "PyTorch CUDA graph, compact, folded, fp16", "on_device", "GraphHalf", needs_gpu=True
+    ),
+    "compiled-fp16": Entry(
+        "torch.compile, compact, folded, fp16", "on_device", "CompiledHalf", once=True
+    ),
+    "onnxruntime-cuda": Entry(
+        "ONNX Runtime CUDA, fp32",
+        "onnx_runtime_gpu",
+        "OnnxRuntimeCuda",
+        ("onnx", "onnxruntime"),
+        provider="CUDAExecutionProvider",
+    ),
+    "tensorrt-fp16": Entry(
+        "ONNX Runtime TensorRT, fp16",
+        "onnx_runtime_gpu",
+        "TensorRt",
+        ("onnx", "onnxruntime"),
+        provider="TensorrtExecutionProvider",
+        needs_gpu=True,
+        once=True,
+    ),
+}
+"""Peers on the device of the images that they are given."""
+
 
 def missing(key: str, isa: str | None = None) -> str | None:
     """Why a peer cannot run here, held to an instruction set or not; None if it can."""
@@ -97,8 +134,24 @@ def missing(key: str, isa: str | None = None) -> str | None:
     return None
 
 
+def missing_on(key: str, device: torch.device) -> str | None:
+    """Why a peer of GPU_ENTRIES cannot run on a device; None if it can."""
+    entry = GPU_ENTRIES[key]
+    if entry.needs_gpu and device.type != "cuda":
+        return "needs a GPU"
+    absent = [package for package in entry.packages if find_spec(package) is None]
+    if absent:
+        return f"{' and '.join(absent)} not installed"
+    if entry.provider and device.type == "cuda":
+        import onnxruntime  # seconds, and only where it is asked for
+
+        if entry.provider not in onnxruntime.get_available_providers():
+            return f"the installed onnxruntime is built without {entry.provider}"
+    return None
+
+
 def load(key: str) -> type[Peer]:
     """The class of a peer; its packages are imported now."""
-    entry = ENTRIES[key]
+    entry = ENTRIES[key] if key in ENTRIES else GPU_ENTRIES[key]
     found: type[Peer] = getattr(import_module(f"peers.{entry.module}"), entry.peer)
     return found

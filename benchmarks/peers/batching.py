@@ -15,7 +15,7 @@ def whole_batches(images: Tensor, size: int) -> list[Tensor]:
     """Batches of exactly `size` images; the last is filled up with zeros, see `joined`."""
     batches = list(images.split(size))
     if len(batches[-1]) < size:
-        filled = torch.zeros(size, *images.shape[1:])
+        filled = images.new_zeros(size, *images.shape[1:])
         filled[: len(batches[-1])] = batches[-1]
         batches[-1] = filled
     return batches

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from peers.padded import IntArray, filled_up, mixes
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.subnet import Subnet
 from rlal_fast.tracing import Node
@@ -39,6 +40,11 @@ class FoldedNetwork:
     """Full weights, folded once; `cut` then only copies rows and columns.
 
     Folding acts on each output channel alone, so folding first and cutting then gives the same.
+
+    Attributes:
+        steps: of the full network.
+        extended: by a step's number, its weight and bias with a row and a column of zeros at their
+            ends, for `padded.FILLER`.
     """
 
     def __init__(self, graph: PrunableGraph) -> None:
@@ -47,27 +53,33 @@ class FoldedNetwork:
             name: tensor.detach().double().numpy()
             for name, tensor in graph.model.state_dict().items()
         }
-        self._steps = self._fold()
+        self.steps = self._fold()
+        self.extended = {
+            step.index: (_extended(step.weight, mixes(step)), _extended(step.bias, False))
+            for step in self.steps
+            if step.weight is not None
+        }
 
-    def cut(self, subnet: Subnet) -> list[Step]:
+    def positions(self, subnet: Subnet, multiple: int = 1) -> dict[int, IntArray]:
+        """The channels of each step's output, filled up to a multiple."""
+        return filled_up(self.steps, self._graph.kept_positions(subnet), multiple)
+
+    def cut(self, subnet: Subnet, multiple: int = 1) -> list[Step]:
         """The steps of a sub-network with their compact weights, float32 and contiguous."""
-        kept = self._graph.kept_positions(subnet)
-        return [self._cut(step, kept) for step in self._steps]
+        positions = self.positions(subnet, multiple)
+        return [self._cut(step, positions) for step in self.steps]
 
-    def _cut(self, step: Step, kept: list[NDArray[np.int64]]) -> Step:
-        node, rows = step.node, kept[step.index]
-        if node.op == "pad_channels":
-            first_after = node.shape[0] - node.attrs["after"]
-            before = int((rows < node.attrs["before"]).sum())
-            after = int((rows >= first_after).sum())
-            return replace(step, node=replace(node, attrs={"before": before, "after": after}))
-        if step.weight is None:
-            return step
-        weight = step.weight[rows]
-        if node.op == "linear" or (node.op == "conv" and not node.attrs["depthwise"]):
-            weight = weight[:, kept[step.inputs[0]]]
-        bias = None if step.bias is None else step.bias[rows]
-        return replace(step, weight=np.ascontiguousarray(weight), bias=bias)
+    def _cut(self, step: Step, positions: dict[int, IntArray]) -> Step:
+        rows = positions[step.index]
+        if step.index not in self.extended:
+            return resized(step, rows)
+        full, bias = self.extended[step.index]
+        assert full is not None
+        weight = full[rows]
+        if mixes(step):
+            weight = weight[:, positions[step.inputs[0]]]
+        cut = None if bias is None else bias[rows]
+        return replace(step, weight=np.ascontiguousarray(weight), bias=cut)
 
     def _fold(self) -> list[Step]:
         nodes = self._graph.nodes
@@ -106,3 +118,20 @@ class FoldedNetwork:
         weight = self._state[conv.params["weight"]] * scale[:, None, None, None]
         bias = self._state[conv.params["bias"]] if "bias" in conv.params else 0.0
         return weight.astype(np.float32), ((bias - mean) * scale + shift).astype(np.float32)
+
+
+def resized(step: Step, rows: IntArray) -> Step:
+    """A step without weights, for the channels `rows` of its output."""
+    node = step.node
+    if node.op != "pad_channels":
+        return step
+    before = int((rows < node.attrs["before"]).sum())
+    after = int((rows >= node.shape[0] - node.attrs["after"]).sum())
+    return replace(step, node=replace(node, attrs={"before": before, "after": after}))
+
+
+def _extended(array: FloatArray | None, columns: bool) -> FloatArray | None:
+    if array is None:
+        return None
+    more = [(0, 1), (0, int(columns)), *[(0, 0)] * 2][: array.ndim]
+    return np.pad(array, more)

@@ -19,8 +19,7 @@ def fx_network(steps: Sequence[Step]) -> fx.GraphModule:
     """Images [N, C, H, W] -> logits [N, classes]; activations overwrite what they read."""
     root, graph = nn.Module(), fx.Graph()
     values: dict[int, fx.Node] = {}
-    reads = [source for step in steps for source in step.inputs]
-    owned = {s.index for s in steps if s.node.op in _FRESH and reads.count(s.index) == 1}
+    owned = owned_results(steps)
     for step in steps:
         tensors = []
         for role, array in (("weight", step.weight), ("bias", step.bias)):
@@ -30,17 +29,23 @@ def fx_network(steps: Sequence[Step]) -> fx.GraphModule:
         if step.node.op == "input":
             values[step.index] = graph.placeholder("images")
             continue
-        function, arguments, options = _call(step, tensors, step.inputs[0] in owned)
+        function, arguments, options = call_of(step, tensors, step.inputs[0] in owned)
         inputs = tuple(values[source] for source in step.inputs)
         values[step.index] = graph.call_function(function, (*inputs, *arguments), options)
     graph.output(values[steps[-1].index])
     return fx.GraphModule(root, graph).eval()
 
 
-def _call(
-    step: Step, tensors: list[fx.Node], overwrite: bool
+def owned_results(steps: Sequence[Step]) -> set[int]:
+    """Steps whose results lie in memory of their own and have one reader, which may overwrite."""
+    reads = [source for step in steps for source in step.inputs]
+    return {s.index for s in steps if s.node.op in _FRESH and reads.count(s.index) == 1}
+
+
+def call_of(
+    step: Step, tensors: Sequence[Any], overwrite: bool
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """A function and what it takes after the activations."""
+    """A function and what it takes after the activations; `tensors` are its weight and bias."""
     op, attrs = step.node.op, step.node.attrs
     if op == "conv":
         assert step.weight is not None
