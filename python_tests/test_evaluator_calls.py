@@ -290,7 +290,7 @@ def test_cuda_that_cannot_run_is_refused_with_the_reason() -> None:
     graph = shared_graph()
     for call in (
         lambda: rf.Evaluator(graph, IMAGES, LABELS, "cuda"),
-        lambda: masked_conv2d(IMAGES, IMAGES, None, [0], [0], backend="cuda"),
+        lambda: masked_conv2d(IMAGES, IMAGES, None, range(3), [0], backend="cuda"),
     ):
         with pytest.raises(rf.InputError, match=r"backend 'cuda' cannot run here: .+") as caught:
             call()
