@@ -40,7 +40,7 @@ __device__ void run_op(const OpPlan& op, const Operands& x, const unsigned char*
 }
 
 template <class P>
-__global__ void __launch_bounds__(256, 2) network_kernel(NetworkArgs a) {
+__global__ void __launch_bounds__(kMostThreads, 1) network_kernel(NetworkArgs a) {
   unsigned char* shared = shared_memory();
   const int thread = static_cast<int>(threadIdx.x);
   auto* plans = reinterpret_cast<OpPlan*>(shared + kChunkBytes);

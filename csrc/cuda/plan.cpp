@@ -29,46 +29,36 @@ bool has_weights(OpKind kind) {
   return kind == OpKind::conv || kind == OpKind::depthwise || kind == OpKind::affine;
 }
 
-// Bytes of a block of memory that are taken, for as long as operations read them.
-class Arena {
- public:
-  explicit Arena(int64_t start) : start_(start), end_(start) {}
-
-  int64_t take(int64_t bytes, int last_use) {
-    std::sort(taken_.begin(), taken_.end(),
-              [](const Range& a, const Range& b) { return a.offset < b.offset; });
-    int64_t offset = start_;
-    for (const Range& range : taken_) {
-      if (offset + bytes <= range.offset) break;
-      offset = std::max(offset, range.offset + range.bytes);
-    }
-    taken_.push_back({offset, bytes, last_use});
-    end_ = std::max(end_, offset + bytes);
-    return offset;
-  }
-
-  // The place at `offset` is used until `last_use` instead.
-  void keep(int64_t offset, int last_use) {
-    for (Range& range : taken_)
-      if (range.offset == offset) range.last_use = last_use;
-  }
-
-  void release(int before) {
-    taken_.erase(std::remove_if(taken_.begin(), taken_.end(),
-                                [&](const Range& range) { return range.last_use < before; }),
-                 taken_.end());
-  }
-
-  int64_t end() const { return end_; }
-
- private:
-  struct Range {
-    int64_t offset, bytes;
-    int last_use;
-  };
-  int64_t start_, end_;
-  std::vector<Range> taken_;
+// Something in memory from operation `first` to operation `last`, both included.
+struct Span {
+  int64_t bytes;
+  int first, last;
+  int64_t offset = 0;
 };
+
+// Gives every span a place, none at the same time in the place of another; returns the bytes in
+// all. The largest ones first, each in the lowest gap: "greedy by size" of Pisarchyk and Lee,
+// "Efficient Memory Management for Deep Neural Net Inference" (2020).
+int64_t place_spans(std::vector<Span>* spans) {
+  std::vector<Span*> order, placed;  // placed: by offset
+  for (Span& span : *spans) order.push_back(&span);
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Span* a, const Span* b) { return a->bytes > b->bytes; });
+  int64_t end = 0;
+  for (Span* span : order) {
+    for (const Span* other : placed) {
+      if (other->first > span->last || span->first > other->last) continue;
+      if (span->offset + span->bytes <= other->offset) break;
+      span->offset = std::max(span->offset, other->offset + other->bytes);
+    }
+    end = std::max(end, span->offset + span->bytes);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), span,
+                         [](const Span* a, const Span* b) { return a->offset < b->offset; }),
+        span);
+  }
+  return end;
+}
 
 // One sub-network: tensors placed, operations filled in but for where weights and lists lie.
 enum class Purpose { whole, layers, recalibration };
@@ -86,31 +76,42 @@ SubnetPlan place(const Network& network, const std::vector<int>& channels, Preci
   for (size_t t = 0; t < network.tensors.size(); ++t)
     tensors.push_back(
         plan_tensor(channels[t], network.tensors[t].height, network.tensors[t].width, precision));
-  Arena arena(0);
-  tensors[0].offset = whole ? arena.take(tensors[0].image_bytes, last_use[0]) : kImages;
-  SubnetPlan plan;
+  std::vector<Span> spans;
+  std::vector<int> span_of(tensors.size(), -1);
+  if (whole) {
+    span_of[0] = 0;
+    spans.push_back({tensors[0].image_bytes, -1, last_use[0]});
+  }
   for (int i = 0; i < ops; ++i) {
     const OpSpec& spec = network.ops[i];
-    arena.release(i);
     TensorPlan& out = tensors[spec.output];
-    const bool last = i == ops - 1, logits = last && !measured;
+    const bool logits = i == ops - 1 && !measured;
     if (logits) out.image_bytes = rounded_up(static_cast<int64_t>(out.channels) * 4, 16);
+    const int last = i == ops - 1 ? ops : std::max(i, last_use[spec.output]);
     // Every output is written by the thread that has read the residual there, so one place does.
-    const bool in_place = !last && !measured && spec.residual >= 0 && spec.residual != spec.input &&
-                          last_use[spec.residual] == i && tensors[spec.residual].offset >= 0;
+    const bool in_place = i < ops - 1 && !measured && spec.residual >= 0 &&
+                          spec.residual != spec.input && last_use[spec.residual] == i &&
+                          span_of[spec.residual] >= 0;
     if (in_place) {
-      out.offset = tensors[spec.residual].offset;
-      arena.keep(out.offset, last_use[spec.output]);
+      span_of[spec.output] = span_of[spec.residual];
+      spans[span_of[spec.output]].last = last;
     } else {
-      out.offset = arena.take(out.image_bytes, last ? ops : last_use[spec.output]);
+      span_of[spec.output] = static_cast<int>(spans.size());
+      spans.push_back({out.image_bytes, i, last});
     }
-    OpPlan op = plan_op(spec, tensors[spec.input], out, precision);
-    op.logits = logits;
+  }
+  SubnetPlan plan;
+  plan.image_bytes = place_spans(&spans);
+  plan.whole = whole;
+  for (size_t t = 0; t < tensors.size(); ++t)
+    tensors[t].offset = span_of[t] < 0 ? kImages : spans[span_of[t]].offset;
+  for (int i = 0; i < ops; ++i) {
+    const OpSpec& spec = network.ops[i];
+    OpPlan op = plan_op(spec, tensors[spec.input], tensors[spec.output], precision);
+    op.logits = i == ops - 1 && !measured;
     op.residual = spec.residual < 0 ? kNone : tensors[spec.residual].offset;
     plan.ops.push_back(op);
   }
-  plan.image_bytes = arena.end();
-  plan.whole = whole;
   return plan;
 }
 
@@ -370,9 +371,10 @@ Plan make_plan(const Network& network, const FullWeights& full, Precision precis
     const int64_t images = std::max<int64_t>(1, aimed / std::max<int64_t>(1, most_whole));
     plan.images_per_block = static_cast<int>(std::min<int64_t>(images, kMostImagesPerBlock));
     plan.shared_bytes = most_whole * plan.images_per_block + kSharedHead;
-    // With room for two blocks or fewer on a multiprocessor, more threads each.
-    const bool few = 3 * (plan.shared_bytes + kReserved) > shared.multiprocessor;
-    plan.threads = few ? 256 : 128;
+    // As many threads as there are registers for.
+    const int64_t blocks = shared.multiprocessor / (plan.shared_bytes + kReserved);
+    const int64_t resident = std::clamp<int64_t>(blocks, 1, kBlocksPerMultiprocessor);
+    plan.threads = static_cast<int>(kMostThreads / resident / 32 * 32);
   }
   return plan;
 }

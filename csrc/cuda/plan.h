@@ -140,6 +140,9 @@ TensorPlan plan_tensor(int channels, int height, int width, Precision precision)
 int64_t packed_weight_bytes(const OpPlan& op, Precision precision);
 int64_t packed_bias_bytes(const OpPlan& op);
 
+// Threads of the whole-network kernel on a multiprocessor: 128 registers each fill it.
+constexpr int kMostThreads = 512;
+
 // Shared memory of the whole-network kernel begins with a chunk of zeros and two operations.
 constexpr int64_t kSharedHead = 16 + 2 * sizeof(OpPlan);
 static_assert(kSharedHead % 16 == 0, "activations are aligned");

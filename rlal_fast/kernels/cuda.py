@@ -27,6 +27,8 @@ PATHS = ("auto", "whole", "layers")
 
 _PACKED_BYTES = 256 << 20
 """Compact weights of the sub-networks that are prepared at once, about."""
+_AT_ONCE = 32
+"""Sub-networks that are prepared at once, at most: the next ones while these are run."""
 _ACTIVATION_BYTES = 1 << 30
 """Activations of sub-networks that do not fit into shared memory, at most."""
 
@@ -182,7 +184,7 @@ class CudaProgram:
 
     def _parts(self, masks: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         """Keeps the memory of a call flat, and the device busy while the next part is planned."""
-        at_once = max(1, min(256, _PACKED_BYTES // (4 * max(1, self._native.full_floats))))
+        at_once = max(1, min(_AT_ONCE, _PACKED_BYTES // (4 * max(1, self._native.full_floats))))
         for first in range(0, len(masks), at_once):
             yield masks[first : first + at_once]
 
