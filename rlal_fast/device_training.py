@@ -105,7 +105,8 @@ class DeviceTrainer(WeightTrainer):
         parameters = list(self.model.parameters())
         states = (self.optimizer.state.get(p, {}) for p in parameters)
         buffers = (id(state.get("momentum_buffer")) for state in states)
-        return id(penalty), beta, *(p.data_ptr() for p in parameters), *buffers
+        tensors = (t.data_ptr() for t in (*parameters, *self.model.buffers()))
+        return id(penalty), beta, *tensors, *buffers
 
     @contextmanager
     def _steps_alone(self, epoch: int) -> Iterator[None]:

@@ -263,6 +263,7 @@ class _TorchBackend:
         return np.array(hits, dtype=np.int64)
 
     @torch.no_grad()
+    @reference.exact_float32()
     def logits(self, subnet: Subnet) -> Tensor:
         kept = self._graph.kept_positions(subnet)
         subnet_of = self._graph.nodes, self._state, kept

@@ -148,10 +148,11 @@ int64_t activation_bytes(const Plan& plan, int64_t batch) {
 
 void evaluate(const Plan& plan, const Memory& memory, int64_t images, int64_t batch,
               const Scores& scores, Stream stream) {
-  if (plan.subnets.empty() || images == 0) return;
+  if (plan.subnets.empty()) return;
   const auto packings = static_cast<int64_t>(plan.subnets.size() * plan.subnets.front().ops.size());
   if (scores.correct != nullptr)
     set_zero(scores.correct, static_cast<int64_t>(plan.subnets.size()) * 4, stream);
+  if (images == 0) return;
   PackArgs packing{reinterpret_cast<const PackPlan*>(memory.descriptors + plan.pack_plans),
                    memory.descriptors, memory.full, memory.packed, nullptr};
   pack(packing, plan.precision, packings, plan.most_pack_words, stream);

@@ -188,13 +188,16 @@ void run_layer_in(const LayerArgs& args, Stream stream) {
 __global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs a) {
   const int images = images_of(a.cursor);
   const int64_t first = first_image(a.cursor);
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  for (int i = warp; i < images; i += kThreads / kWarpSize)
+  const int warp = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) / kWarpSize;
+  for (int i = warp; i < images; i += static_cast<int>(gridDim.x) * kThreads / kWarpSize)
     score_image(reinterpret_cast<const float*>(a.activations + a.offset * a.cursor.batch +
                                                i * a.image_bytes),
                 first + i, a.subnet, a.scores);
-  __syncthreads();  // all have read the cursor
-  if (threadIdx.x == 0 && a.cursor.index != nullptr) *a.cursor.index += 1;
+}
+
+// On its own, as all blocks of the last kernel must have read the cursor.
+__global__ void advance_kernel(Cursor cursor) {
+  if (threadIdx.x == 0) *cursor.index += 1;
 }
 
 }  // namespace
@@ -213,7 +216,11 @@ void run_layer(const LayerArgs& args, Precision precision, Stream stream) {
 }
 
 void score_layer(const ScoreArgs& args, Stream stream) {
-  launch({"score_kernel", {1}, kThreads, 0, stream}, score_kernel, args);
+  const int64_t warps = args.cursor.batch;
+  launch({"score_kernel", {blocks_for(warps * kWarpSize)}, kThreads, 0, stream}, score_kernel,
+         args);
+  if (args.cursor.index != nullptr)
+    launch({"advance_kernel", {1}, kWarpSize, 0, stream}, advance_kernel, args.cursor);
 }
 
 }  // namespace rlal::cuda

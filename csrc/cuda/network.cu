@@ -34,7 +34,8 @@ __device__ void run_op(const OpPlan& op, const Operands& x, const unsigned char*
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   if (op.kind != OpKind::conv) return run_simple<P>(op, x, {thread, threads});
   if constexpr (P::kTensorCores)
-    conv_on_tensor_cores<P>(op, x, zeros, {thread / kWarpSize, threads / kWarpSize});
+    conv_on_tensor_cores<P>(op, x, zeros,
+                            {uniform_in_warp(thread / kWarpSize), threads / kWarpSize});
   else
     conv_direct(op, x, {thread, threads});
 }

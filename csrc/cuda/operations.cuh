@@ -202,27 +202,28 @@ __device__ __forceinline__ void conv_tiles(const OpPlan& op, const Operands& x,
   float sum[MT][NT][4] = {};
   const int k_steps = op.k_steps, k_stride = op.n_tiles * kWarpSize;
   const uint2* weights = reinterpret_cast<const uint2*>(x.weights) + n_tile * kWarpSize + lane;
-  uint2 now[NT] = {};
+  // Loaded without a condition, what is not there as another one: only so does the compiler begin
+  // the loads at once.
+  uint2 now[NT];
 #pragma unroll
-  for (int n = 0; n < NT; ++n)
-    if (n < n_count) now[n] = __ldg(weights + n * kWarpSize);
+  for (int n = 0; n < NT; ++n) now[n] = __ldg(weights + (n < n_count ? n : 0) * kWarpSize);
   for (int k = 0; k < k_steps; ++k) {
-    uint2 next[NT] = {};  // weights come from far: one step ahead
+    uint2 next[NT];  // weights come from far: one step ahead
     weights += k + 1 < k_steps ? k_stride : 0;
 #pragma unroll
-    for (int n = 0; n < NT; ++n)
-      if (n < n_count) next[n] = __ldg(weights + n * kWarpSize);
+    for (int n = 0; n < NT; ++n) next[n] = __ldg(weights + (n < n_count ? n : 0) * kWarpSize);
     const Step<int> step(taps, walk);
+    uint32_t a[MT][4];
 #pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      uint32_t a[4];
-      load_matrix(a, step.inside(taps, top[m], left[m]) ? window[m] + step.offset : nothing);
+    for (int m = 0; m < MT; ++m)
+      load_matrix(a[m], step.inside(taps, top[m], left[m]) ? window[m] + step.offset : nothing);
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const uint32_t b[2] = {now[n].x, now[n].y};
-        if (n < n_count) P::mma(sum[m][n], a, b);
+        if (n < n_count) P::mma(sum[m][n], a[m], b);
       }
-    }
     walk.advance(taps, 2);
 #pragma unroll
     for (int n = 0; n < NT; ++n) now[n] = next[n];

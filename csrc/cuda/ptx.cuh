@@ -181,6 +181,25 @@ RLAL_FAST_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 #endif
 
+// ---- what is the same in all lanes of a warp ----
+//
+// The compiler cannot know that it is, and would guard each warp operation that depends on it.
+
+#ifdef RLAL_FAST_CUDA_EMULATED
+
+inline void from_lane_0(const int (&in)[32], int (&out)[32]) {
+  for (int& value : out) value = in[0];
+}
+inline int uniform_in_warp(int value) {
+  return emulator::warp_operation<int, int, from_lane_0>("__shfl_sync", value);
+}
+
+#else
+
+__device__ inline int uniform_in_warp(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
+#endif
+
 // ---- the A operand out of shared memory ----
 //
 // Lane l hands in where 16 bytes of row l % 16 lie: the row's first ones where l < 16, else its

@@ -31,10 +31,15 @@ std::string version(int number) {
 
 cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
-// With this in the environment an error shows at the launch that made it.
-bool synchronous() {
+// With RLAL_FAST_CUDA_SYNC in the environment an error shows at the launch that made it, and for a
+// recorded one at the launch of its graph.
+cudaError_t finished(cudaStream_t stream) {
   static const bool asked = std::getenv("RLAL_FAST_CUDA_SYNC") != nullptr;
-  return asked;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  if (!asked) return cudaSuccess;
+  const cudaError_t status = cudaStreamIsCapturing(stream, &capture);
+  if (status != cudaSuccess || capture != cudaStreamCaptureStatusNone) return status;
+  return cudaStreamSynchronize(stream);
 }
 
 }  // namespace
@@ -109,6 +114,7 @@ Graph::~Graph() = default;
 
 void Graph::launch(Stream stream) const {
   check(cudaGraphLaunch(recorded_->executable, stream_of(stream)), "launching a graph");
+  check(finished(stream_of(stream)), "running a graph");
 }
 
 namespace {
@@ -127,15 +133,22 @@ void order(cudaStream_t before, cudaStream_t after) {
 }  // namespace
 
 Fork::Fork(Stream stream, int count) : origin_(stream) {
-  for (int i = 0; i < count; ++i) {
-    cudaStream_t made = nullptr;
-    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "making a stream");
-    streams_.push_back(made);
-    order(stream_of(stream), made);
+  try {
+    for (int i = 0; i < count; ++i) {
+      cudaStream_t made = nullptr;
+      check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "making a stream");
+      streams_.push_back(made);
+      order(stream_of(stream), made);
+    }
+  } catch (...) {
+    join();
+    throw;
   }
 }
 
-Fork::~Fork() {
+Fork::~Fork() { join(); }
+
+void Fork::join() {
   for (const Stream stream : streams_) {
     try {
       order(stream_of(stream), stream_of(origin_));
@@ -148,15 +161,19 @@ Fork::~Fork() {
 
 void launch_on_device(const Launch& launch, const void* kernel, void** arguments) {
   constexpr int64_t kAlwaysThere = 48 << 10;
-  if (launch.shared_bytes > kAlwaysThere)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(launch.shared_bytes)),
+  if (launch.shared_bytes > kAlwaysThere) {
+    // All that there is, always: two threads that ask for different sizes cannot cross each other.
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device), "asking for the current device");
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "asking for the shared memory of a block");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
           "asking for shared memory for " + described(launch));
+  }
   const dim3 grid(launch.grid.x, launch.grid.y, launch.grid.z);
   cudaError_t status = cudaLaunchKernel(kernel, grid, dim3(launch.threads), arguments,
                                         launch.shared_bytes, stream_of(launch.stream));
-  if (status == cudaSuccess && synchronous())
-    status = cudaStreamSynchronize(stream_of(launch.stream));
+  if (status == cudaSuccess) status = finished(stream_of(launch.stream));
   if (status != cudaSuccess) check(status, "launching " + described(launch));
 }
 
@@ -209,6 +226,7 @@ void Graph::launch(Stream) const {
 
 Fork::Fork(Stream stream, int count) : origin_(stream), streams_(count, stream) {}
 Fork::~Fork() = default;
+void Fork::join() {}
 
 void launch_emulated(const Launch& how, std::function<void()> kernel) {
   const emulator::Dim3 grid{static_cast<unsigned>(how.grid.x), static_cast<unsigned>(how.grid.y),

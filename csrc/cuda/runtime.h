@@ -70,6 +70,8 @@ class Fork {
   Stream operator[](int i) const { return streams_[i]; }
 
  private:
+  void join();
+
   Stream origin_;
   std::vector<Stream> streams_;
 };

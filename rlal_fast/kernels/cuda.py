@@ -74,7 +74,8 @@ def place(device: torch.device) -> tuple[int, int]:
     """A device's index and torch's current stream on it, as the extension takes them."""
     if device.type != "cuda":
         return 0, 0
-    return device.index or 0, torch.cuda.current_stream(device).cuda_stream
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch.cuda.current_stream(device).cuda_stream
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:

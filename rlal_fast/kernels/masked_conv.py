@@ -120,7 +120,8 @@ def masked_conv2d(
         run = _NativeConv.apply if wanted else _NativeConv.forward
         result = run(*operands, added, settings, backend, precision)
     else:
-        result = reference.masked_conv2d(*operands, residual=added, **vars(settings))
+        with reference.exact_float32():
+            result = reference.masked_conv2d(*operands, residual=added, **vars(settings))
     return result if isinstance(x, Tensor) else result.numpy()
 
 
@@ -151,6 +152,7 @@ class _NativeConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @reference.exact_float32()
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, output = ctx.saved_tensors
         settings, needed = ctx.settings, ctx.needs_input_grad

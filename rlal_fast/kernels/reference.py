@@ -5,7 +5,8 @@ They are written to be plainly right, not fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int64]
 Statistics = dict[int, tuple[Tensor, Tensor]]
 """Batch norm's node -> (mean [c], variance [c]) on the channels that stay."""
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Products of float32 are not rounded to TF32 on a GPU, as cuDNN does unless it is told."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def masked_conv2d(

@@ -48,7 +48,7 @@ class Machine {
     if (launch.threads <= 0 || launch.threads % kWarp != 0 || launch.threads > 1024)
       throw std::runtime_error("a block of " + std::to_string(launch.threads) + " threads");
     launch_ = launch;
-    kernel_ = &kernel;
+    kernel_ = kernel;
     warps_.resize(launch.threads / kWarp);
     while (fibers_.size() < static_cast<size_t>(launch.threads))
       fibers_.push_back(std::make_unique<Fiber>());
@@ -215,16 +215,17 @@ class Machine {
   size_t below(size_t count) { return random_() % count; }
 
   Launch launch_{};
-  const std::function<void()>* kernel_ = nullptr;
+  std::function<void()> kernel_;
   Dim3 block_{};
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Warp> warps_;
   std::vector<unsigned char> shared_;
-  Fiber* current_ = nullptr;
+  Fiber nobody_;
+  Fiber* current_ = &nobody_;
   jmp_buf scheduler_{};
   std::string failure_;
   bool in_fiber_ = false;
-  std::minstd_rand random_{1};
+  std::minstd_rand random_{1};  // NOLINT(bugprone-random-generator-seed): the same in each run
 };
 
 Machine& machine() {
@@ -235,7 +236,7 @@ Machine& machine() {
 void Machine::run_fiber() {
   Machine& m = machine();
   for (;;) {  // a fiber outlives its block, to save the next one the start
-    (*m.kernel_)();
+    m.kernel_();
     m.current_->state = State::ended;
     m.leave();
   }

@@ -14,6 +14,7 @@
 #include <functional>
 #include <type_traits>
 
+// NOLINTBEGIN(bugprone-reserved-identifier): CUDA's names
 #define __global__
 #define __device__
 #define __host__
@@ -127,3 +128,4 @@ T atomicAdd(T* address, T value) {
   *address = before + value;
   return before;
 }
+// NOLINTEND(bugprone-reserved-identifier)
