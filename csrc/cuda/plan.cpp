@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "cuda/placement.h"
+
 namespace rlal::cuda {
 namespace {
 
@@ -27,37 +29,6 @@ int64_t taps(const OpPlan& op) {
 
 bool has_weights(OpKind kind) {
   return kind == OpKind::conv || kind == OpKind::depthwise || kind == OpKind::affine;
-}
-
-// Something in memory from operation `first` to operation `last`, both included.
-struct Span {
-  int64_t bytes;
-  int first, last;
-  int64_t offset = 0;
-};
-
-// Gives every span a place, none at the same time in the place of another; returns the bytes in
-// all. The largest ones first, each in the lowest gap: "greedy by size" of Pisarchyk and Lee,
-// "Efficient Memory Management for Deep Neural Net Inference" (2020).
-int64_t place_spans(std::vector<Span>* spans) {
-  std::vector<Span*> order, placed;  // placed: by offset
-  for (Span& span : *spans) order.push_back(&span);
-  std::stable_sort(order.begin(), order.end(),
-                   [](const Span* a, const Span* b) { return a->bytes > b->bytes; });
-  int64_t end = 0;
-  for (Span* span : order) {
-    for (const Span* other : placed) {
-      if (other->first > span->last || span->first > other->last) continue;
-      if (span->offset + span->bytes <= other->offset) break;
-      span->offset = std::max(span->offset, other->offset + other->bytes);
-    }
-    end = std::max(end, span->offset + span->bytes);
-    placed.insert(
-        std::upper_bound(placed.begin(), placed.end(), span,
-                         [](const Span* a, const Span* b) { return a->offset < b->offset; }),
-        span);
-  }
-  return end;
 }
 
 // One sub-network: tensors placed, operations filled in but for where weights and lists lie.
@@ -255,128 +226,174 @@ PackPlan plan_packing(const OpSpec& spec, const OpPlan& op, int full_inputs, Pre
   return pack;
 }
 
-Plan make_plan(const Network& network, const FullWeights& full, Precision precision, Path path,
-               const SharedMemory& shared, const uint8_t* masks, int64_t subnets, int classes) {
-  check(network);
-  const size_t ops = network.ops.size(), tensors = network.tensors.size();
-  Plan plan;
-  plan.precision = precision;
-  plan.outputs = network.channels(network.ops.back().output);
-  std::vector<OpPlan> all_ops;
-  std::vector<PackPlan> all_packs;
-  std::vector<int32_t> whole;
-  std::vector<unsigned char> lists;
-  int64_t most_whole = 0;
-  for (const TensorSpec& tensor : network.tensors)
-    plan.most_pixels =
-        std::max(plan.most_pixels, static_cast<int64_t>(tensor.height) * tensor.width);
-  for (int64_t s = 0; s < subnets; ++s) {
-    const uint8_t* mask = masks + s * classes;
-    std::vector<std::vector<int32_t>> kept(tensors);
+namespace {
+
+// Makes the plan of a call, one sub-network after the other.
+class Planner {
+ public:
+  Planner(const Network& network, const FullWeights& full, Precision precision, Path path,
+          const SharedMemory& shared)
+      : network_(network), full_(full), path_(path), shared_(shared) {
+    plan_.precision = precision;
+    plan_.outputs = network.channels(network.ops.back().output);
+    for (const TensorSpec& tensor : network.tensors)
+      plan_.most_pixels =
+          std::max(plan_.most_pixels, static_cast<int64_t>(tensor.height) * tensor.width);
+  }
+
+  void add(const uint8_t* mask) {
+    std::vector<std::vector<int32_t>> kept(network_.tensors.size());
     std::vector<int> channels;
-    std::vector<int64_t> list_of;
-    for (size_t t = 0; t < tensors; ++t) {
-      const std::vector<int32_t>& class_of = network.tensors[t].classes;
+    std::vector<int64_t> list_of;  // per tensor: where its kept channels are listed
+    for (size_t t = 0; t < kept.size(); ++t) {
+      const std::vector<int32_t>& class_of = network_.tensors[t].classes;
       for (size_t c = 0; c < class_of.size(); ++c)
         if (mask[class_of[c]]) kept[t].push_back(static_cast<int32_t>(c));
       channels.push_back(static_cast<int>(kept[t].size()));
-      list_of.push_back(append(&lists, kept[t]));
+      list_of.push_back(append(&lists_, kept[t]));
     }
+    SubnetPlan subnet = placed(channels);
+    for (size_t i = 0; i < network_.ops.size(); ++i) {
+      const OpSpec& spec = network_.ops[i];
+      OpPlan& op = subnet.ops[i];
+      take_weights(&op);
+      if (spec.kind == OpKind::select)
+        op.sources =
+            append(&lists_, sources_of(spec, kept[spec.input], kept[spec.output], padded(op)));
+      packs_.push_back(packing(i, op, list_of));
+      if (!full_.eps.empty()) add_norm(i, list_of, &subnet);
+    }
+    ops_.insert(ops_.end(), subnet.ops.begin(), subnet.ops.end());
+    plan_.subnets.push_back(std::move(subnet));
+  }
+
+  Plan finish() {
+    describe();
+    plan_.whole_count = static_cast<int>(whole_.size());
+    if (plan_.whole_count > 0) size_blocks();
+    return std::move(plan_);
+  }
+
+ private:
+  int padded(const OpPlan& op) const { return op.out.chunks * chunk_channels(plan_.precision); }
+
+  // On the path that is asked for, or the one that it fits.
+  SubnetPlan placed(const std::vector<int>& channels) {
     SubnetPlan subnet;
     bool fits = false;
-    if (path != Path::layers) {
-      subnet = place(network, channels, precision, Purpose::whole);
-      fits = subnet.image_bytes + kSharedHead <= shared.block;
+    if (path_ != Path::layers) {
+      subnet = place(network_, channels, plan_.precision, Purpose::whole);
+      fits = subnet.image_bytes + kSharedHead <= shared_.block;
     }
-    if (path == Path::whole && !fits)
+    if (path_ == Path::whole && !fits)
       throw std::invalid_argument("path 'whole' needs " +
                                   std::to_string(subnet.image_bytes + kSharedHead) +
                                   " bytes of shared memory for one image, this device has " +
-                                  std::to_string(shared.block) + ": use path 'auto' or 'layers'");
+                                  std::to_string(shared_.block) + ": use path 'auto' or 'layers'");
     if (fits) {
-      whole.push_back(static_cast<int32_t>(s));
-      most_whole = std::max(most_whole, subnet.image_bytes);
+      whole_.push_back(static_cast<int32_t>(plan_.subnets.size()));
+      most_whole_ = std::max(most_whole_, subnet.image_bytes);
     } else {
-      subnet = place(network, channels, precision, Purpose::layers);
-      plan.layer_image_bytes = std::max(plan.layer_image_bytes, subnet.image_bytes);
+      subnet = place(network_, channels, plan_.precision, Purpose::layers);
+      plan_.layer_image_bytes = std::max(plan_.layer_image_bytes, subnet.image_bytes);
     }
-    if (!full.eps.empty()) {
-      SubnetPlan measured = place(network, channels, precision, Purpose::recalibration);
+    if (!full_.eps.empty()) {
+      SubnetPlan measured = place(network_, channels, plan_.precision, Purpose::recalibration);
       subnet.recalibration = std::move(measured.ops);
-      plan.recalibration_image_bytes =
-          std::max(plan.recalibration_image_bytes, measured.image_bytes);
+      plan_.recalibration_image_bytes =
+          std::max(plan_.recalibration_image_bytes, measured.image_bytes);
     }
-    for (size_t i = 0; i < ops; ++i) {
-      OpPlan& op = subnet.ops[i];
-      const OpSpec& spec = network.ops[i];
-      op.weights = plan.packed_bytes;
-      plan.packed_bytes += rounded_up(packed_weight_bytes(op, precision), 16);
-      op.bias = plan.packed_bytes;
-      plan.packed_bytes += rounded_up(packed_bias_bytes(op), 16);
-      if (spec.kind == OpKind::select)
-        op.sources = append(&lists, sources_of(spec, kept[spec.input], kept[spec.output],
-                                               op.out.chunks * chunk_channels(precision)));
-      PackPlan pack = plan_packing(spec, op, network.channels(spec.input), precision);
-      pack.full_weights = full.weights[i];
-      pack.full_bias = full.bias[i];
-      pack.kept_in = list_of[spec.input];
-      pack.kept_out = list_of[spec.output];
-      pack.corrected = -1;
-      if (!full.eps.empty()) {
-        const int64_t padded = static_cast<int64_t>(op.out.chunks) * chunk_channels(precision);
-        NormPlan norm{full.norm[i],     network.channels(spec.output), full.eps[i], pack.kept_out,
-                      plan.corrections, plan.corrections + 2 * padded};
-        if (norm.full >= 0) {
-          pack.corrected = norm.corrected;
-          plan.corrections += 4 * padded;
-          plan.most_channels = std::max(plan.most_channels, padded);
-        }
-        subnet.norms.push_back(norm);
-        OpPlan& measured = subnet.recalibration[i];
-        measured.weights = op.weights;
-        measured.bias = op.bias;
-        measured.sources = op.sources;
-      }
-      plan.most_pack_words = std::max(plan.most_pack_words, pack.words);
-      all_packs.push_back(pack);
-    }
-    all_ops.insert(all_ops.end(), subnet.ops.begin(), subnet.ops.end());
-    plan.subnets.push_back(std::move(subnet));
+    return subnet;
   }
+
+  void take_weights(OpPlan* op) {
+    op->weights = plan_.packed_bytes;
+    op->bias = op->weights + rounded_up(packed_weight_bytes(*op, plan_.precision), 16);
+    plan_.packed_bytes = op->bias + rounded_up(packed_bias_bytes(*op), 16);
+  }
+
+  PackPlan packing(size_t i, const OpPlan& op, const std::vector<int64_t>& list_of) {
+    const OpSpec& spec = network_.ops[i];
+    PackPlan pack = plan_packing(spec, op, network_.channels(spec.input), plan_.precision);
+    pack.full_weights = full_.weights[i];
+    pack.full_bias = full_.bias[i];
+    pack.kept_in = list_of[spec.input];
+    pack.kept_out = list_of[spec.output];
+    pack.corrected = -1;
+    plan_.most_pack_words = std::max(plan_.most_pack_words, pack.words);
+    return pack;
+  }
+
+  void add_norm(size_t i, const std::vector<int64_t>& list_of, SubnetPlan* subnet) {
+    const OpSpec& spec = network_.ops[i];
+    const int64_t channels = padded(subnet->ops[i]);
+    const NormPlan norm{full_.norm[i],     network_.channels(spec.output),
+                        full_.eps[i],      list_of[spec.output],
+                        plan_.corrections, plan_.corrections + 2 * channels};
+    subnet->norms.push_back(norm);
+    OpPlan& measured = subnet->recalibration[i];
+    measured.weights = subnet->ops[i].weights;
+    measured.bias = subnet->ops[i].bias;
+    measured.sources = subnet->ops[i].sources;
+    if (norm.full < 0) return;
+    packs_.back().corrected = norm.corrected;
+    plan_.corrections += 4 * channels;
+    plan_.most_channels = std::max(plan_.most_channels, channels);
+  }
+
   // The lists come last; offsets into them move by what lies before.
-  const int64_t ops_bytes = static_cast<int64_t>(all_ops.size() * sizeof(OpPlan));
-  plan.pack_plans = rounded_up(ops_bytes, 16);
-  plan.whole_subnets =
-      rounded_up(plan.pack_plans + static_cast<int64_t>(all_packs.size() * sizeof(PackPlan)), 16);
-  const int64_t lists_at =
-      rounded_up(plan.whole_subnets + static_cast<int64_t>(whole.size() * sizeof(int32_t)), 16);
-  for (OpPlan& op : all_ops) op.sources += lists_at;
-  for (SubnetPlan& subnet : plan.subnets) {
-    for (OpPlan& op : subnet.ops) op.sources += lists_at;
-    for (OpPlan& op : subnet.recalibration) op.sources += lists_at;
-    for (NormPlan& norm : subnet.norms) norm.kept_out += lists_at;
+  void describe() {
+    append(&plan_.descriptors, ops_);
+    plan_.pack_plans = append(&plan_.descriptors, packs_);
+    plan_.whole_subnets = append(&plan_.descriptors, whole_);
+    const int64_t lists = append(&plan_.descriptors, lists_);
+    auto* ops = reinterpret_cast<OpPlan*>(plan_.descriptors.data());
+    for (size_t i = 0; i < ops_.size(); ++i) ops[i].sources += lists;
+    auto* packs = reinterpret_cast<PackPlan*>(plan_.descriptors.data() + plan_.pack_plans);
+    for (size_t i = 0; i < packs_.size(); ++i) {
+      packs[i].kept_in += lists;
+      packs[i].kept_out += lists;
+    }
+    for (SubnetPlan& subnet : plan_.subnets) {
+      for (OpPlan& op : subnet.ops) op.sources += lists;
+      for (OpPlan& op : subnet.recalibration) op.sources += lists;
+      for (NormPlan& norm : subnet.norms) norm.kept_out += lists;
+    }
   }
-  for (PackPlan& pack : all_packs) {
-    pack.kept_in += lists_at;
-    pack.kept_out += lists_at;
-  }
-  append(&plan.descriptors, all_ops);
-  append(&plan.descriptors, all_packs);
-  append(&plan.descriptors, whole);
-  append(&plan.descriptors, lists);
-  plan.whole_count = static_cast<int>(whole.size());
-  if (plan.whole_count > 0) {
+
+  // Images and threads of a block of the whole-network kernel: four blocks on a multiprocessor,
+  // where the largest sub-network allows it, and as many threads as there are registers for.
+  void size_blocks() {
     const int64_t aimed =
-        shared.multiprocessor / kBlocksPerMultiprocessor - kReserved - kSharedHead;
-    const int64_t images = std::max<int64_t>(1, aimed / std::max<int64_t>(1, most_whole));
-    plan.images_per_block = static_cast<int>(std::min<int64_t>(images, kMostImagesPerBlock));
-    plan.shared_bytes = most_whole * plan.images_per_block + kSharedHead;
-    // As many threads as there are registers for.
-    const int64_t blocks = shared.multiprocessor / (plan.shared_bytes + kReserved);
+        shared_.multiprocessor / kBlocksPerMultiprocessor - kReserved - kSharedHead;
+    const int64_t images = std::max<int64_t>(1, aimed / std::max<int64_t>(1, most_whole_));
+    plan_.images_per_block = static_cast<int>(std::min<int64_t>(images, kMostImagesPerBlock));
+    plan_.shared_bytes = most_whole_ * plan_.images_per_block + kSharedHead;
+    const int64_t blocks = shared_.multiprocessor / (plan_.shared_bytes + kReserved);
     const int64_t resident = std::clamp<int64_t>(blocks, 1, kBlocksPerMultiprocessor);
-    plan.threads = static_cast<int>(kMostThreads / resident / 32 * 32);
+    plan_.threads = static_cast<int>(kMostThreads / resident / 32 * 32);
   }
-  return plan;
+
+  const Network& network_;
+  const FullWeights& full_;
+  Path path_;
+  SharedMemory shared_;
+  Plan plan_;
+  std::vector<OpPlan> ops_;
+  std::vector<PackPlan> packs_;
+  std::vector<int32_t> whole_;
+  std::vector<unsigned char> lists_;
+  int64_t most_whole_ = 0;  // bytes of an image
+};
+
+}  // namespace
+
+Plan make_plan(const Network& network, const FullWeights& full, Precision precision, Path path,
+               const SharedMemory& shared, const uint8_t* masks, int64_t subnets, int classes) {
+  check(network);
+  Planner planner(network, full, precision, path, shared);
+  for (int64_t s = 0; s < subnets; ++s) planner.add(masks + s * classes);
+  return planner.finish();
 }
 
 }  // namespace rlal::cuda

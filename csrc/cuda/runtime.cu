@@ -191,10 +191,8 @@ bool emulated() { return true; }
 int device_count() { return 1; }
 
 DeviceProperties properties(int) {
-  // of an H100; less in the environment makes tests run larger networks in layers
-  const char* less = std::getenv("RLAL_FAST_EMULATED_SHARED_MEMORY");
-  const int64_t block = less == nullptr ? 227 << 10 : std::atoll(less);
-  return {"emulated on the CPU", block, block + (1 << 10)};
+  constexpr int64_t kBlock = 227 << 10;  // of an H100
+  return {"emulated on the CPU", kBlock, kBlock + (1 << 10)};
 }
 
 DeviceGuard::DeviceGuard(int) {}

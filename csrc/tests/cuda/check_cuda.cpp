@@ -1,12 +1,16 @@
-// The emulator must find the mistakes it is there to find: each check runs a kernel that is right,
-// or one with one mistake, and looks at what comes of it.
+// Checks of what the CUDA code does on the host, and of the emulator, which must find the mistakes
+// that it is there to find: each check runs a kernel that is right, or one with one mistake, and
+// looks at what comes of it.
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cuda/placement.h"
+#include "cuda/plan.h"
 #include "cuda/ptx.cuh"
 
 namespace rlal::cuda {
@@ -194,6 +198,43 @@ bool numbers_are_rounded_to_nearest() {
          tf32_rounded(1.0f + 1.0f / 4096) == 1.0f;
 }
 
+bool nothing_is_placed_upon_another() {
+  std::minstd_rand random(1);  // NOLINT(bugprone-random-generator-seed): the same in each run
+  for (int round = 0; round < 200; ++round) {
+    std::vector<Span> spans;
+    int64_t sum = 0;
+    for (int i = 0; i < 1 + round % 40; ++i) {
+      const int first = static_cast<int>(random() % 50);
+      spans.push_back({static_cast<int64_t>(1 + random() % 9) * 16, first,
+                       first + static_cast<int>(random() % 10)});
+      sum += spans.back().bytes;
+    }
+    const int64_t bytes = place_spans(&spans);
+    if (bytes > sum) return false;
+    for (const Span& a : spans)
+      for (const Span& b : spans) {
+        const bool together = a.first <= b.last && b.first <= a.last;
+        const bool apart = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset;
+        if (a.offset < 0 || a.offset + a.bytes > bytes || (&a != &b && together && !apart))
+          return false;
+      }
+  }
+  std::vector<Span> chain{{16, 0, 1}, {32, 1, 2}, {32, 2, 3}, {16, 3, 4}};
+  return place_spans(&chain) == 64;  // two at a time
+}
+
+bool divisions_are_exact() {
+  for (int by = 1; by < 4000; by = by < 70 ? by + 1 : by + 131) {
+    const Divisor d = divisor(by);
+    for (const int64_t n :
+         {int64_t{0}, int64_t{1}, int64_t{by} - 1, int64_t{by}, int64_t{by} * 77 - 1,
+          int64_t{by} * 77, int64_t{0x7fffffff}, int64_t{0x7fffffff} / by * by - 1})
+      if (static_cast<int64_t>(static_cast<uint64_t>(n) * d.multiplier >> d.shift) != n / by)
+        return false;
+  }
+  return true;
+}
+
 struct Check {
   const char* name;
   bool (*holds)();
@@ -213,14 +254,16 @@ int run_all() {
                           CHECK(it_goes_on_after_an_error),
                           CHECK(shuffles_exchange),
                           CHECK(products_of_every_precision),
-                          CHECK(numbers_are_rounded_to_nearest)};
+                          CHECK(numbers_are_rounded_to_nearest),
+                          CHECK(nothing_is_placed_upon_another),
+                          CHECK(divisions_are_exact)};
   int failed = 0;
   for (const Check& check : checks)
     if (!check.holds()) {
-      std::printf("emulator: %s does not hold\n", check.name);
+      std::printf("cuda: %s does not hold\n", check.name);
       ++failed;
     }
-  if (failed == 0) std::printf("emulator: %zu checks\n", std::size(checks));
+  if (failed == 0) std::printf("cuda: %zu checks\n", std::size(checks));
   return failed == 0 ? 0 : 1;
 }
 
