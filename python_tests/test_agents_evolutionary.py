@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from agent_cases import generator, random_replay, through_file, walk
 from networks import Net, conv
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlal_fast.agents import Agent, EvolutionarySearch, EvolutionConfig, RandomAgent
@@ -75,10 +79,10 @@ def test_same_seed_same_episodes() -> None:
 
 
 class KeptShare:
-    """Scores a sub-network by the share of its channels in the first half of the groups."""
+    """Scores a sub-network by the share of channels that it keeps in the first two groups."""
 
-    def accuracies(self, subnets: list[Subnet]) -> Tensor:
-        return torch.tensor([float(subnet.widths[:2].sum()) / 40 for subnet in subnets]).numpy()
+    def accuracies(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]:
+        return np.array([subnet.widths[:2].sum() / 40 for subnet in subnets])
 
 
 def test_every_generation_is_within_the_exact_budget() -> None:
@@ -99,7 +103,7 @@ def test_every_generation_is_within_the_exact_budget() -> None:
         replay.add(rollout.episodes, epoch)
         agent.update(replay, None, 1, generator())
         means.append(float(rollout.rewards.mean()))
-    assert sum(means[-5:]) > sum(means[:1]) * 5 + 0.2
+    assert sum(means[-5:]) / 5 > means[0] + 0.05
 
 
 # --- parents --------------------------------------------------------------------------------------
