@@ -29,8 +29,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pruned-flops", type=float, default=0.5)
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--episodes-per-epoch", type=int, default=10)
+    parser.add_argument(
+        "--reward-fraction", type=float, default=0.1, help="fewer: quicker, noisier"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--agents", nargs="+", default=["uniform", "random", "sac", "sac-ee"])
+    parser.add_argument(
+        "--agents",
+        nargs="+",
+        default=["uniform", "random", "evolutionary", "ddpg", "sac", "sac-ee"],
+        help="of agents.AGENTS; -ee: with the environment model",
+    )
     parser.add_argument("--result", help="name of the file under results/")
     return parser.parse_args()
 
@@ -57,7 +65,7 @@ def search(
 
 def main() -> None:
     args = arguments()
-    images = data.load("imagefolder", args.data_dir)
+    images = data.load("imagefolder", args.data_dir, reward_fraction=args.reward_fraction)
     rows: list[dict[str, Any]] = []
     for agent in args.agents:
         for seed in range(1 if agent == "uniform" else args.seeds):
@@ -79,7 +87,7 @@ def main() -> None:
                 }
             )
             print(
-                f"{agent:<8} seed {seed}  {report.episodes:>4} evaluations  best reward "
+                f"{agent:<12} seed {seed}  {report.episodes:>4} evaluations  best reward "
                 f"{report.best_reward:.4f}  mean of all {statistics.mean(rewards):.4f}  test "
                 f"{report.accuracy_before_finetuning:.4f}  widths {rows[-1]['widths']}",
                 flush=True,
@@ -87,7 +95,7 @@ def main() -> None:
     for agent in args.agents:
         best = [row["best_reward"] for row in rows if row["agent"] == agent]
         spread = statistics.stdev(best) if len(best) > 1 else 0.0
-        print(f"{agent:<8} mean of best {statistics.mean(best):.4f} +- {spread:.4f}")
+        print(f"{agent:<12} mean of best {statistics.mean(best):.4f} +- {spread:.4f}")
     if args.result:
         settings = {**vars(args), "weights": Path(args.weights).name, "data_dir": None}
         print(write_result(args.result, {"settings": settings, "rows": rows}).name)

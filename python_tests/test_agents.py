@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from agent_cases import BEST, BUDGET, COSTS, generator, random_replay, through_file, walk
 from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
@@ -15,7 +15,6 @@ from torch.distributions.transforms import TanhTransform
 from rlal_fast.agents import (
     AGENTS,
     SAC,
-    Agent,
     RandomAgent,
     SACConfig,
     UniformAgent,
@@ -34,35 +33,6 @@ QUICK = SACConfig(hidden=(64, 64), batch_size=128, actor_lr=1e-3)
 def _one_thread() -> Any:
     with single_thread():
         yield
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def through_file(state: dict[str, Any]) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def random_replay(groups: int = 3, state_size: int = 4, epochs: int = 2) -> ReplayBuffer:
-    replay = ReplayBuffer(100, groups, state_size)
-    g = generator(9)
-    for epoch in range(epochs):
-        low = 0.3 * torch.rand(8, groups, generator=g)
-        replay.add(
-            Episodes(
-                states=torch.rand(8, groups, state_size, generator=g),
-                actions=low + 0.2,
-                low=low,
-                high=low + 0.4,
-                rewards=torch.rand(8, generator=g),
-            ),
-            epoch,
-        )
-    return replay
 
 
 # --- SAC's equations ------------------------------------------------------------------------------
@@ -222,29 +192,6 @@ def test_bandit() -> None:
     assert float(a.std()) < 0.12  # was 0.2 at the start
 
 
-COSTS = torch.tensor([0.1, 0.6, 0.2, 0.9])
-BUDGET = 1.6  # what the ratios of an episode must add up to
-# Least sum(COSTS * a^2) with sum(a) = BUDGET and a <= 0.8: a ~ 1/cost, group 0 held at 0.8.
-BEST = torch.tensor([0.8, 0.1714, 0.5143, 0.1143])
-
-
-def walk(agent: Agent, episodes: int, g: torch.Generator, *, hide_cost: bool = False) -> Episodes:
-    """A toy of method.md §4: four groups, bounds by which every episode meets the budget."""
-    groups = len(COSTS)
-    states = torch.zeros(episodes, groups, groups + 2)
-    actions, low, high = torch.zeros(3, episodes, groups)
-    for i in range(groups):
-        still = BUDGET - actions.sum(1)
-        states[:, i, i] = 1
-        states[:, i, groups] = still / groups
-        if not hide_cost:
-            states[:, i, groups + 1] = (COSTS * actions.square()).sum(1)
-        low[:, i] = (still - (groups - 1 - i) * 0.8).clamp(0, 0.8)
-        high[:, i] = torch.maximum(low[:, i], still.clamp(0, 0.8))
-        actions[:, i] = agent.act(states[:, i], None, low[:, i], high[:, i], g)
-    return Episodes(states, actions, low, high, 1 - (COSTS * actions.square()).sum(1))
-
-
 def test_steps_under_a_budget() -> None:
     """The reward comes at the end only; SAC must get it back to the first step."""
     config = replace(QUICK, alpha=0.03, tau=0.02)
@@ -344,8 +291,8 @@ def test_same_seed_same_agent_and_the_global_generator_is_left_alone(name: str) 
     (a, metrics), (b, again), (c, _) = play(0), play(0), play(1)
     assert torch.equal(a, b)
     assert metrics == again
-    assert torch.equal(a, c) == (name != "sac")
-    assert bool(metrics) == (name == "sac")
+    assert torch.equal(a, c) == (name not in ("sac", "ddpg"))
+    assert bool(metrics) == (name not in ("random", "uniform"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -360,7 +307,7 @@ def test_random_agent_is_uniform_up_to_a_max() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(InputError, match="sac, random, uniform"):
+    with pytest.raises(InputError, match="sac, ddpg, evolutionary, random, uniform"):
         create("ddpgg", 1, 0)
     with pytest.raises(InputError, match="uniform ratio"):
         create("uniform", 1, 0, uniform_ratio=1.5)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlal_fast.agents import SAC, Agent, RandomAgent, SACConfig, UniformAgent
+from rlal_fast.agents import DDPG, SAC, Agent, DDPGConfig, RandomAgent, SACConfig, UniformAgent
 from rlal_fast.env import DYNAMIC_FEATURES, STATIC_FEATURES, PruningEnv, Rollout
 from rlal_fast.evaluator import Evaluator
 from rlal_fast.flops import Budget
@@ -96,6 +96,8 @@ def make_env(
 def make_agent(name: str, z_size: int = 0) -> Agent:
     if name == "sac":
         return SAC(PruningEnv.state_size, z_size, SACConfig(hidden=(16,)), seed=3)
+    if name == "ddpg":
+        return DDPG(PruningEnv.state_size, z_size, DDPGConfig(hidden=(16,)), seed=3)
     return RandomAgent(0.8) if name == "random" else UniformAgent(0.3)
 
 
@@ -128,7 +130,7 @@ def test_the_hand_written_macs_are_the_networks(graph: PrunableGraph) -> None:
         assert int(graph.cost.macs(np.array(widths))) == chain_macs(widths)
 
 
-@pytest.mark.parametrize("name", ["random", "sac", "uniform"])
+@pytest.mark.parametrize("name", ["random", "sac", "ddpg", "uniform"])
 @pytest.mark.parametrize(("p", "min_width", "round_to"), SETTINGS)
 def test_every_episode_ends_within_the_budget(
     graph: PrunableGraph, name: str, p: str, min_width: int, round_to: int

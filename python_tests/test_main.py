@@ -198,7 +198,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "arch": (["--arch", "resnet9"], "unknown architecture 'resnet9': known are resnet8, resnet20"),
     "torchvision": (["--arch", "torchvision/no"], "unknown torchvision network 'no': known are"),
     "dataset": (["--dataset", "mnist"], "unknown data set 'mnist'.*digits, cifar10, imagefolder"),
-    "agent": (["--agent", "dqn"], "unknown agent 'dqn'.*sac, random, uniform"),
+    "agent": (["--agent", "dqn"], "unknown agent 'dqn'.*sac, ddpg, evolutionary, random, uniform"),
     "importance": (["--importance", "best"], "unknown importance 'best'.*l1, l2"),
     "preset": (["--preset", "fast"], "unknown preset 'fast'.*default, paper"),
     "evaluator": (["--evaluator", "gpu"], "unknown backend 'gpu'.*native"),

@@ -126,6 +126,18 @@ def test_it_goes_on_after_every_epoch(
     assert_bit_equal(checkpoint.load(folder), state)
 
 
+@pytest.mark.parametrize("agent", ["ddpg", "evolutionary"])
+def test_other_agents_go_on_too(digits: ImageData, tmp_path: Path, agent: str) -> None:
+    config = dataclasses.replace(CONFIG, agent=agent, epochs=5)
+    straight, cut = (RunFolder.create(tmp_path / name, {}) for name in ("straight", "cut"))
+    records = start(straight, digits, 3, ("joint", 5), config)
+    assert records[4]["agent"]
+    before = start(cut, digits, 3, ("joint", 4), config)
+    after = start(cut, digits, 4, ("joint", 5), config)
+    assert timeless(before[:-1] + after) == timeless(records)
+    assert_bit_equal(checkpoint.load(cut), checkpoint.load(straight))
+
+
 def test_a_checkpoint_of_another_network_is_refused(digits: ImageData, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", {})
     start(folder, digits, 3, STEPS[1])

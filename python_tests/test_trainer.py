@@ -216,11 +216,13 @@ def test_the_users_own_data_and_the_shortest_run() -> None:
         ("0", {}),
         ("0.35", {"agent": "random", "evaluator": "torch"}),
         ("0.65", {"agent": "uniform", "importance": "bn_scale"}),
+        ("0.5", {"agent": "ddpg"}),
+        ("0.4", {"agent": "evolutionary"}),
         ("0.5", {"groups": "all", "importance": "fpgm"}),
         ("0.5", {"round_to": 8, "min_width": 5, "importance": "l2"}),
         ("0.3", {"exclude": ("layer3*",), "importance": "random", "a_max": 0.9}),
     ],
-    ids=["none", "random", "uniform", "all-groups", "rounded", "excluded"],
+    ids=["none", "random", "uniform", "ddpg", "evolutionary", "all-groups", "rounded", "excluded"],
 )
 def test_every_budget_is_met_exactly(digits: ImageData, p: str, settings: dict[str, Any]) -> None:
     trainer, records = joint_part(digits, epochs=2, pruned_flops=float(p), **settings)

@@ -65,7 +65,7 @@ SEARCH = _options(
     _option("--search-epochs", type=int, help="Epochs that only search [0; 20 with --epochs 0]."),
     _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),
     _option("--random-epochs", type=int, help="Then epochs of random episodes [5 %, at most 10]."),
-    _option("--agent", default="sac", help="sac, random or uniform."),
+    _option("--agent", default="sac", help="sac, ddpg, evolutionary, random or uniform."),
     _option("--agent-updates", type=int, help="Agent updates per epoch [one per transition]."),
     _option("--preset", default="default", help="default, or paper: rewards are not scaled."),
     _option(

@@ -35,7 +35,7 @@ class JointConfig:
     alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
     beta: float = 1e-4
     epoch_embedding: bool = True  # False: no z, the ablation "w/o EE"
-    agent: str = "sac"
+    agent: str = "sac"  # one of agents.AGENTS
     agent_updates: int | None = None  # per epoch; None: one per transition of an epoch
     a_max: float = 0.8
     min_width: int = 1

@@ -86,6 +86,11 @@ class ReplayBuffer:
         return self._episodes.rewards[self._slots(torch.arange(self._count))]
 
     @property
+    def all_actions(self) -> Tensor:
+        """Executed ratios of every stored episode, float32 [episode_count, G], oldest first."""
+        return self._episodes.actions[self._slots(torch.arange(self._count))]
+
+    @property
     def all_epochs(self) -> Tensor:
         """Epoch of every stored episode, int64 [episode_count], oldest first."""
         return self._epochs[self._slots(torch.arange(self._count))]

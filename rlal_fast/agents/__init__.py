@@ -7,15 +7,29 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlal_fast.agents.ddpg import DDPG, DDPGConfig
+from rlal_fast.agents.evolutionary import EvolutionarySearch, EvolutionConfig
 from rlal_fast.agents.random import RandomAgent
 from rlal_fast.agents.sac import SAC, SACConfig
 from rlal_fast.agents.uniform import UniformAgent
 from rlal_fast.errors import InputError
 from rlal_fast.replay import ReplayBuffer
 
-__all__ = ["AGENTS", "SAC", "Agent", "RandomAgent", "SACConfig", "UniformAgent", "create"]
+__all__ = [
+    "AGENTS",
+    "DDPG",
+    "SAC",
+    "Agent",
+    "DDPGConfig",
+    "EvolutionConfig",
+    "EvolutionarySearch",
+    "RandomAgent",
+    "SACConfig",
+    "UniformAgent",
+    "create",
+]
 
-AGENTS = ("sac", "random", "uniform")
+AGENTS = ("sac", "ddpg", "evolutionary", "random", "uniform")
 
 
 class Agent(Protocol):
@@ -63,10 +77,10 @@ def create(
     """Make an agent by name (one of `AGENTS`).
 
     Args:
-        name: "sac", "random" or "uniform".
+        name: "sac", "ddpg", "evolutionary", "random" or "uniform".
         state_size: size S of a state.
         z_size: size Z of the environment model's z; 0 for an agent without z (ablation w/o EE).
-        config: SAC's settings; the random agent takes its a_max from here too.
+        config: SAC's settings; the others take their a_max from here too.
         seed: seed of the initial weights.
         uniform_ratio: the uniform agent's pruning ratio, in [0, 1].
 
@@ -76,6 +90,10 @@ def create(
     config = config or SACConfig()
     if name == "sac":
         return SAC(state_size, z_size, config, seed)
+    if name == "ddpg":
+        return DDPG(state_size, z_size, DDPGConfig(a_max=config.a_max), seed)
+    if name == "evolutionary":
+        return EvolutionarySearch(EvolutionConfig(a_max=config.a_max))
     if name == "random":
         return RandomAgent(config.a_max)
     if name == "uniform":

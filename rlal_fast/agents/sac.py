@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from rlal_fast.agents.actor_critic import ActorCritic, follow, mean_over_steps
 from rlal_fast.errors import InputError
 from rlal_fast.mlp import MLP, Condition, condition_on_epochs, single_thread
 from rlal_fast.replay import ReplayBuffer, Transitions
@@ -88,7 +88,7 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
     return torch.tanh(u), gaussian - 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
 
 
-class SAC:
+class SAC(ActorCritic):
     """The learning agent.
 
     Args:
@@ -104,7 +104,7 @@ class SAC:
         self, state_size: int, z_size: int, config: SACConfig | None = None, seed: int = 0
     ) -> None:
         self.config = config = config or SACConfig()
-        self.state_size, self.z_size = state_size, z_size
+        super().__init__(state_size, z_size, config.hidden)
         generator = torch.Generator().manual_seed(seed)
         self.actor = MLP(state_size, z_size, config.hidden, 2, generator)
         self._start_near_uniform()
@@ -117,7 +117,16 @@ class SAC:
         self._critic_adam = torch.optim.Adam(
             self.critics.parameters(), config.critic_lr, config.betas, fused=True
         )
-        self.updates = 0
+
+    def learned(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """The networks and optimisers, by their names in `state_dict`."""
+        return {
+            "actor": self.actor,
+            "critics": self.critics,
+            "target_critics": self.target_critics,
+            "actor_adam": self._actor_adam,
+            "critic_adam": self._critic_adam,
+        }
 
     def pi(
         self,
@@ -178,10 +187,7 @@ class SAC:
 
     def update_targets(self) -> None:
         """Q' <- Q' + tau (Q - Q')."""
-        with torch.no_grad():
-            pairs = zip(self.target_critics.parameters(), self.critics.parameters(), strict=True)
-            for target, parameter in pairs:
-                target.lerp_(parameter, self.config.tau)
+        follow(self.target_critics, self.critics, self.config.tau)
 
     def act(
         self, state: Tensor, z: Tensor | None, low: Tensor, high: Tensor, generator: torch.Generator
@@ -191,12 +197,7 @@ class SAC:
         Raises:
             InputError: the state or z has another size than the agent was made for.
         """
-        if state.dim() != 2 or state.shape[1] != self.state_size:
-            raise InputError(
-                f"state has shape {tuple(state.shape)}, this agent needs [P, {self.state_size}]"
-            )
-        self._check_z(z)
-        condition = None if z is None else Condition(z[None], None)
+        condition = self._condition(state, z)
         with single_thread(), torch.no_grad():
             return self.pi(state, condition, low, high, generator)[0]
 
@@ -219,47 +220,8 @@ class SAC:
         self._check_z(z_by_epoch)
         z = None if z_by_epoch is None else z_by_epoch.detach()
         centre, scale = self._reward_scale(replay)
-        totals: dict[str, Tensor] = {}
-        with single_thread():
-            for _ in range(steps):
-                metrics = self._step(replay, z, centre, scale, generator)
-                totals = {name: totals.get(name, 0.0) + value for name, value in metrics.items()}
-        if steps <= 0:
-            return {}
-        return {name: float(value) / steps for name, value in totals.items()} | {
-            "reward_scale": scale
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, targets, Adam states and the number of updates."""
-        return {
-            "shape": [self.state_size, self.z_size, *self.config.hidden],
-            "actor": self.actor.state_dict(),
-            "critics": self.critics.state_dict(),
-            "target_critics": self.target_critics.state_dict(),
-            "actor_adam": self._actor_adam.state_dict(),
-            "critic_adam": self._critic_adam.state_dict(),
-            "updates": self.updates,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, bit for bit, from what `state_dict` returned.
-
-        Raises:
-            InputError: the saved agent has other sizes.
-        """
-        shape = [self.state_size, self.z_size, *self.config.hidden]
-        if state["shape"] != shape:
-            raise InputError(
-                f"the saved agent has sizes (state, z, hidden...) {state['shape']}, this one has "
-                f"{shape}: load it into an agent made with the same sizes"
-            )
-        self.actor.load_state_dict(state["actor"])
-        self.critics.load_state_dict(state["critics"])
-        self.target_critics.load_state_dict(state["target_critics"])
-        self._actor_adam.load_state_dict(state["actor_adam"])
-        self._critic_adam.load_state_dict(state["critic_adam"])
-        self.updates = state["updates"]
+        metrics = mean_over_steps(lambda: self._step(replay, z, centre, scale, generator), steps)
+        return metrics | {"reward_scale": scale} if metrics else {}
 
     def _step(
         self,
@@ -301,11 +263,6 @@ class SAC:
             return 0.0, 1.0
         mean, spread = replay.return_statistics()
         return mean, max(spread, self.config.reward_spread_floor)
-
-    def _check_z(self, z: Tensor | None) -> None:
-        size = 0 if z is None else z.shape[-1]
-        if size != self.z_size:
-            raise InputError(f"z has size {size}, this agent was made for size {self.z_size}")
 
 
 def _scaled(batch: Transitions, centre: float, scale: float) -> Transitions:
