@@ -78,6 +78,7 @@ def test_the_newest_episodes_stay() -> None:
     assert replay.epochs == [0, 1]
     replay.add(numbered(6, 9), epoch=2)  # more at once than the ring holds
     assert replay.all_returns.tolist() == [11.5, 12.5, 13.5, 14.5]
+    assert torch.equal(replay.all_actions, numbered(11, 4).actions)
     assert replay.epochs == [2]
     assert len(replay) == 4 * GROUPS
     assert set(replay.sample(100, generator()).episode_return.tolist()) == {11.5, 12.5, 13.5, 14.5}

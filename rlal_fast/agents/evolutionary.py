@@ -22,6 +22,10 @@ from rlal_fast.replay import ReplayBuffer
 class EvolutionConfig:
     """Settings of the evolutionary search.
 
+    On ResNet-20 at 50 %, 300 evaluations, rates of 1 and 0.1 in place of 0.5 and 0.2 were ahead on
+    500 images (0.421 to 0.407, four seeds) and behind on 1,000 (0.379 to 0.391, two seeds):
+    settings near these are not told apart.
+
     Raises:
         InputError: a value is outside its range.
     """
