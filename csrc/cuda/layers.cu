@@ -42,7 +42,7 @@ __device__ Operands operands_of(const LayerArgs& a) {
 constexpr int kThreads = 256;
 
 template <class P>
-__global__ void __launch_bounds__(kThreads, 4) simple_kernel(LayerArgs a) {
+__global__ void __launch_bounds__(kThreads, 3) simple_kernel(LayerArgs a) {
   const Worker worker{static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
                       static_cast<int>(gridDim.x * blockDim.x)};
   run_simple<P>(a.op, operands_of(a), worker);
