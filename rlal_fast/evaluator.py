@@ -164,7 +164,10 @@ def _check_settings(backend: str, precision: str, path: str) -> None:
         if value not in known:
             raise InputError(f"unknown {name} {value!r}: known are {', '.join(known)}")
         if value != known[0] and backend != "cuda":
-            raise InputError(f"{name} {value!r} is for backend 'cuda', not for {backend!r}")
+            raise InputError(
+                f"{name} {value!r} is for backend 'cuda', not for {backend!r}: leave it out, or "
+                "choose backend 'cuda'"
+            )
 
 
 class _NativeBackend:

@@ -50,7 +50,7 @@ void run_whole(const Plan& plan, const Memory& memory, int64_t images, const Sco
   }
 }
 
-// One sub-network: a graph of one batch, launched for all batches but the first.
+// One sub-network: a graph of one batch, launched for all batches but the first, if it is several.
 void run_layers(const Plan& plan, int subnet, const Memory& memory, unsigned char* own,
                 int64_t images, int64_t batch, const Scores& scores, Stream stream) {
   auto* index = reinterpret_cast<int32_t*>(own);
@@ -71,6 +71,7 @@ void run_layers(const Plan& plan, int subnet, const Memory& memory, unsigned cha
   const int64_t batches = (images + batch - 1) / batch;
   run_batch(stream);  // not recorded: the first launch of a kernel may load it, which takes more
   if (batches == 1) return;
+  if (batches == 2) return run_batch(stream);  // what is launched once is not worth a recording
   const Graph graph(stream, run_batch);
   for (int64_t b = 1; b < batches; ++b) graph.launch(stream);
 }

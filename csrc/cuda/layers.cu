@@ -203,16 +203,7 @@ __global__ void advance_kernel(Cursor cursor) {
 }  // namespace
 
 void run_layer(const LayerArgs& args, Precision precision, Stream stream) {
-  switch (precision) {
-    case Precision::fp32:
-      return run_layer_in<Fp32>(args, stream);
-    case Precision::tf32:
-      return run_layer_in<Tf32>(args, stream);
-    case Precision::fp16:
-      return run_layer_in<Fp16>(args, stream);
-    case Precision::bf16:
-      return run_layer_in<Bf16>(args, stream);
-  }
+  in_precision(precision, [&](auto p) { run_layer_in<decltype(p)>(args, stream); });
 }
 
 void score_layer(const ScoreArgs& args, Stream stream) {

@@ -83,19 +83,10 @@ __global__ void __launch_bounds__(kMostThreads, 1) network_kernel(NetworkArgs a)
 void run_network(const NetworkArgs& args, Precision precision, int subnets, int threads,
                  int64_t shared_bytes, Stream stream) {
   const int64_t blocks = (args.image_count + args.images_per_block - 1) / args.images_per_block;
-  const auto run = [&](const char* name, void (*kernel)(NetworkArgs)) {
-    launch({name, {blocks, subnets}, threads, shared_bytes, stream}, kernel, args);
-  };
-  switch (precision) {
-    case Precision::fp32:
-      return run("network_kernel<fp32>", network_kernel<Fp32>);
-    case Precision::tf32:
-      return run("network_kernel<tf32>", network_kernel<Tf32>);
-    case Precision::fp16:
-      return run("network_kernel<fp16>", network_kernel<Fp16>);
-    case Precision::bf16:
-      return run("network_kernel<bf16>", network_kernel<Bf16>);
-  }
+  in_precision(precision, [&](auto p) {
+    launch({"network_kernel", {blocks, subnets}, threads, shared_bytes, stream},
+           network_kernel<decltype(p)>, args);
+  });
 }
 
 }  // namespace rlal::cuda

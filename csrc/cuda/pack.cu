@@ -127,20 +127,10 @@ void convert_images(float* images, unsigned char* chunks, int64_t count, const T
   const int64_t items = count * tensor.chunks * tensor.height * tensor.width;
   if (items == 0) return;
   const Grid grid{std::min<int64_t>((items + kThreads - 1) / kThreads, 1 << 16)};
-  const auto run = [&](void (*kernel)(float*, unsigned char*, int64_t, TensorPlan)) {
-    launch({LOAD ? "load_images" : "store_images", grid, kThreads, 0, stream}, kernel, images,
-           chunks, count, tensor);
-  };
-  switch (precision) {
-    case Precision::fp32:
-      return run(images_kernel<Fp32, LOAD>);
-    case Precision::tf32:
-      return run(images_kernel<Tf32, LOAD>);
-    case Precision::fp16:
-      return run(images_kernel<Fp16, LOAD>);
-    case Precision::bf16:
-      return run(images_kernel<Bf16, LOAD>);
-  }
+  in_precision(precision, [&](auto p) {
+    launch({LOAD ? "load_images" : "store_images", grid, kThreads, 0, stream},
+           images_kernel<decltype(p), LOAD>, images, chunks, count, tensor);
+  });
 }
 
 }  // namespace
@@ -162,19 +152,9 @@ void pack(const PackArgs& args, Precision precision, int64_t packings, int64_t m
   const int64_t blocks = most_words / (kThreads * kWordsPerThread) + 1;
   const int64_t rows = std::min(packings, kMostRows);
   const Grid grid{std::min<int64_t>(blocks, 256), rows, (packings + rows - 1) / rows};
-  const auto run = [&](const char* name, void (*kernel)(PackArgs, int64_t)) {
-    launch({name, grid, kThreads, 0, stream}, kernel, args, packings);
-  };
-  switch (precision) {
-    case Precision::fp32:
-      return run("pack_kernel<fp32>", pack_kernel<Fp32>);
-    case Precision::tf32:
-      return run("pack_kernel<tf32>", pack_kernel<Tf32>);
-    case Precision::fp16:
-      return run("pack_kernel<fp16>", pack_kernel<Fp16>);
-    case Precision::bf16:
-      return run("pack_kernel<bf16>", pack_kernel<Bf16>);
-  }
+  in_precision(precision, [&](auto p) {
+    launch({"pack_kernel", grid, kThreads, 0, stream}, pack_kernel<decltype(p)>, args, packings);
+  });
 }
 
 }  // namespace rlal::cuda

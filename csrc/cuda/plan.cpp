@@ -211,7 +211,6 @@ int64_t packed_bias_bytes(const OpPlan& op) {
 PackPlan plan_packing(const OpSpec& spec, const OpPlan& op, int full_inputs, Precision precision) {
   PackPlan pack{};
   pack.kind = spec.kind;
-  pack.tensor_cores = precision != Precision::fp32;
   pack.chunk = chunk_channels(precision);
   pack.inputs = op.in.channels;
   pack.outputs = op.out.channels;

@@ -55,7 +55,7 @@ struct OpPlan {
 
 struct PackPlan {
   OpKind kind;
-  int32_t tensor_cores, chunk;    // channels in a chunk
+  int32_t chunk;                  // channels in it
   int32_t inputs, outputs, taps;  // that are kept
   int32_t full_inputs, in_chunks, k_steps, n_tiles;
   int64_t full_weights, full_bias;  // floats from the start of the full weights

@@ -2,6 +2,7 @@
 // pixel in 16 bits each, or 4 in 32. Sums, biases, depthwise weights and logits are float in each.
 #pragma once
 
+#include "cuda/plan.h"
 #include "cuda/ptx.cuh"
 
 namespace rlal::cuda {
@@ -45,6 +46,21 @@ struct Bf16 {
     mma_bfloat(c, a, b);
   }
 };
+
+// Host: calls work(P{}) with the precision's own type.
+template <typename Work>
+void in_precision(Precision precision, const Work& work) {
+  switch (precision) {
+    case Precision::fp32:
+      return work(Fp32{});
+    case Precision::tf32:
+      return work(Tf32{});
+    case Precision::fp16:
+      return work(Fp16{});
+    case Precision::bf16:
+      return work(Bf16{});
+  }
+}
 
 template <class P>
 constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename P::Stored));

@@ -98,16 +98,7 @@ void measure_in(const NormArgs& args, Stream stream) {
 int64_t partial_doubles(int64_t channels) { return channels * kMostSplits * 2; }
 
 void measure_norm(const NormArgs& args, Precision precision, Stream stream) {
-  switch (precision) {
-    case Precision::fp32:
-      return measure_in<Fp32>(args, stream);
-    case Precision::tf32:
-      return measure_in<Tf32>(args, stream);
-    case Precision::fp16:
-      return measure_in<Fp16>(args, stream);
-    case Precision::bf16:
-      return measure_in<Bf16>(args, stream);
-  }
+  in_precision(precision, [&](auto p) { measure_in<decltype(p)>(args, stream); });
 }
 
 }  // namespace rlal::cuda

@@ -64,7 +64,9 @@ def device_for(tensor: Tensor) -> torch.device:
     """
     reason = unusable()
     if reason is not None:
-        raise InputError(f"backend 'cuda' cannot run here: {reason}")
+        raise InputError(
+            f"backend 'cuda' cannot run here: {reason}; backend 'native' runs on the CPU"
+        )
     if emulated():
         return torch.device("cpu")
     return tensor.device if tensor.is_cuda else torch.device("cuda", torch.cuda.current_device())

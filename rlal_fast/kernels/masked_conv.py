@@ -272,7 +272,10 @@ def _check_backend(tensors: dict[str, Tensor], backend: str, precision: str) -> 
             f"precision must be one of {', '.join(cuda.PRECISIONS)}, not {precision!r}"
         )
     if precision != "fp32" and backend != "cuda":
-        raise InputError(f"precision {precision!r} is for backend 'cuda', not for {backend!r}")
+        raise InputError(
+            f"precision {precision!r} is for backend 'cuda', not for {backend!r}: leave it out, or "
+            "choose backend 'cuda'"
+        )
     if backend == "torch":
         return
     device = torch.device("cpu") if backend == "native" else cuda.device_for(tensors["x"])
