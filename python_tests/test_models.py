@@ -47,6 +47,7 @@ def parameters(model: nn.Module) -> int:
         ("resnet56", 853_018),
         ("resnet110", 1_727_962),
         ("mobilenet_v1", 3_217_226),
+        ("mobilenet_v1_0.5", 824_522),
         ("mobilenet_v2", 2_236_682),
         ("torchvision/resnet18", 11_181_642),
     ],
@@ -54,6 +55,14 @@ def parameters(model: nn.Module) -> int:
 def test_parameter_count_is_the_published_one(name: str, expected: int) -> None:
     with torch.device("meta"):
         assert parameters(models.create(name, 10)) == expected
+
+
+# Howard et al. 2017, table 6, in millions, for 1000 classes.
+@pytest.mark.parametrize(("multiplier", "millions"), [("0.75", 2.6), ("0.5", 1.3), ("0.25", 0.5)])
+def test_width_multipliers_give_the_paper_s_sizes(multiplier: str, millions: float) -> None:
+    with torch.device("meta"):
+        count = parameters(models.create(f"mobilenet_v1_{multiplier}", 1000))
+    assert abs(count / 1e6 - millions) < 0.06
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")

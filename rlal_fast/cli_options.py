@@ -24,7 +24,7 @@ NETWORK = _options(
     _option(
         "--arch",
         default="resnet20",
-        help="resnet8..110, mobilenet_v1, mobilenet_v2 or torchvision/<name>.",
+        help="resnet8..110, mobilenet_v1[_0.5], mobilenet_v2 or torchvision/<name>.",
     ),
     _option("--groups", default="internal", help="internal: groups that no addition ties; all."),
     _option(

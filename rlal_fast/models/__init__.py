@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from torch import nn
 
@@ -22,9 +21,12 @@ NAMES: tuple[str, ...] = (
     "resnet56",
     "resnet110",
     "mobilenet_v1",
+    "mobilenet_v1_0.75",
+    "mobilenet_v1_0.5",
+    "mobilenet_v1_0.25",
     "mobilenet_v2",
 )
-"""Networks made here; beside them every `torchvision/<name>` classifier can be asked for."""
+"""Networks made here, MobileNet-V1 with its paper's width multipliers too; beside them every `torchvision/<name>` classifier can be asked for."""
 
 _TORCHVISION_PREFIX = "torchvision/"
 
@@ -55,11 +57,10 @@ def create(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
         )
     if match := re.fullmatch(r"resnet(\d+)", name):
         return ResNetCifar(int(match[1]), num_classes, in_channels)
-    makers: dict[str, Callable[[int, int], nn.Module]] = {
-        "mobilenet_v1": MobileNetV1,
-        "mobilenet_v2": MobileNetV2,
-    }
-    return makers[name](num_classes, in_channels)
+    if name == "mobilenet_v2":
+        return MobileNetV2(num_classes, in_channels)
+    multiplier = float(name.removeprefix("mobilenet_v1").removeprefix("_") or 1)
+    return MobileNetV1(num_classes, in_channels, multiplier)
 
 
 def _create_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:

@@ -36,13 +36,14 @@ def _conv_bn(
 
 
 class MobileNetV1(nn.Module):
-    """Thirteen depthwise-separable layers of 64 to 1024 channels."""
+    """Thirteen depthwise-separable layers of 64 to 1024 channels, times the width multiplier."""
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, multiplier: float = 1.0) -> None:
         super().__init__()
-        layers = [*_conv_bn(in_channels, 32, 3), nn.ReLU()]
-        width = 32
-        for channels, stride in _V1_LAYERS:
+        width = int(32 * multiplier)
+        layers = [*_conv_bn(in_channels, width, 3), nn.ReLU()]
+        for full, stride in _V1_LAYERS:
+            channels = int(full * multiplier)
             layers += [*_conv_bn(width, width, 3, stride, groups=width), nn.ReLU()]
             layers += [*_conv_bn(width, channels, 1), nn.ReLU()]
             width = channels
