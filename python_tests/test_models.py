@@ -47,7 +47,7 @@ def parameters(model: nn.Module) -> int:
         ("resnet56", 853_018),
         ("resnet110", 1_727_962),
         ("mobilenet_v1", 3_217_226),
-        ("mobilenet_v1_0.5", 824_522),
+        ("mobilenet_v1_0.5", 823_722),
         ("mobilenet_v2", 2_236_682),
         ("torchvision/resnet18", 11_181_642),
     ],
