@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -20,3 +21,19 @@ def _seeded() -> Iterator[None]:
     np.random.seed(0)
     yield
     torch.set_num_threads(1)
+
+
+_HISTORIES = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _history_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For fixtures that outlive a test: no run that is made here gets into the user's history."""
+    os.environ["RLAL_FAST_HISTORY"] = str(tmp_path_factory.getbasetemp() / "history.db")
+
+
+@pytest.fixture(autouse=True)
+def _history(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has its own; beside tmp_path, as some look at all that lies in there."""
+    path = tmp_path_factory.getbasetemp() / f"history-{next(_HISTORIES)}.db"
+    monkeypatch.setenv("RLAL_FAST_HISTORY", str(path))

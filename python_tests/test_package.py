@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"packed", "run_folder"},
     "metrics": {"run_folder"},
     "console": {"report"},
+    "commands": {"history", "history_record"},
     # the agent's side: no network to prune, no images
     "agents": {"mlp", "replay"},
     "environment_model": {"mlp", "replay"},
@@ -64,8 +65,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "structures": {"env", "graph", "subnet"},
     # the loop
     "joint_config": {"agents", "device", "environment_model", "kernels", "weights"},
+    # past runs
+    "history": {"flops", "packed"},
     # these know the trainer by its type alone
     "joint_state": set(),
+    "history_record": {"env", "history", "joint_state"},
     "joint_report": {"compaction", "device", "latency", "report", "subnet"},
     "finetune": {"compaction", "data", "device_training", "metrics", "weights"},
 }

@@ -1,4 +1,4 @@
-"""Command line: `rlal run`, `rlal flops`, `rlal evaluate`, `rlal info`.
+"""Command line: `rlal run`, `rlal flops`, `rlal evaluate`, `rlal info`, `rlal history`.
 
 Options become a plain dict, the dict becomes config.yaml, and everything slow is imported only
 then.
@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlal_fast._version import __version__
-from rlal_fast.cli_options import DATA, DEVICE, DIGITS_EPOCHS, EPOCHS, NETWORK, SEARCH, TRAINING
+from rlal_fast.cli_options import (
+    DATA,
+    DEVICE,
+    DIGITS_EPOCHS,
+    EPOCHS,
+    HISTORY,
+    NETWORK,
+    SEARCH,
+    TRAINING,
+)
+from rlal_fast.commands.history import history, remember
 from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.run_folder import RunFolder
 
@@ -29,7 +39,7 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 _PATHS = ("data_dir", "init")
 _NOT_SETTINGS = ("out", "resume", "quiet", "max_minutes")  # said anew at each call
-_MAY_CHANGE = ("device", "capture")  # what a resumed run may be given anew
+_MAY_CHANGE = ("device", "capture", "history")  # what a resumed run may be given anew
 _STOPPED = 3  # exit status of a run that --max-minutes stopped
 _MOST_THREADS = 1024
 
@@ -46,12 +56,16 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+cli.add_command(history)
+
+
 @cli.command()
 @NETWORK
 @DATA
 @SEARCH
 @TRAINING
 @DEVICE
+@HISTORY
 @click.option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")
 @click.option(
     "--resume", type=click.Path(), metavar="FOLDER", help="Go on with an interrupted run."
@@ -177,6 +191,9 @@ def _run_job(
     compaction.save_full(trainer.model, folder.path / "full.safetensors")
     finished = dataclasses.replace(result.report, command=settings["command"])
     report.write(finished, result.metrics, folder.path)
+    run_id = remember(trainer) if settings["history"] else None
+    if run_id is not None:
+        display.console.print(f"in the history: {run_id}  (rlal history show {run_id})")
     display.console.quiet = False
     display.console.print(summary(finished))
     display.console.print(f"report: {folder.path / 'report.html'}   network: {folder.model_dir}")

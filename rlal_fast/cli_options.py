@@ -111,3 +111,10 @@ DEVICE = _options(
     _option("--evaluator", default="auto", help="auto, cuda, native or torch."),
     _option("--evaluator-precision", default="fp32", help="Of cuda: fp32, tf32, fp16 or bf16."),
 )
+HISTORY = _options(
+    _option(
+        "--history/--no-history",
+        default=True,
+        help="Keep episodes and agent for later runs: see `rlal history`.",
+    ),
+)

@@ -75,7 +75,7 @@ class PruningEnv:
         self, graph: PrunableGraph, budget: Budget, scorer: Scorer, importance: str = "l1"
     ) -> None:
         self.graph, self.budget, self.scorer, self.importance = graph, budget, scorer, importance
-        self._static = _static_features(graph)
+        self._static = static_features(graph)
 
     state_size = len(STATIC_FEATURES) + len(DYNAMIC_FEATURES)
 
@@ -166,10 +166,12 @@ def _column(array: NDArray[np.float32], group: int) -> Tensor:
     return torch.from_numpy(array[:, group].copy())
 
 
-def _static_features(graph: PrunableGraph) -> NDArray[np.float32]:
-    """[G, len(STATIC_FEATURES)], each relative to the network's own largest value (method.md §3).
+def static_features(graph: PrunableGraph) -> NDArray[np.float32]:
+    """What a state says of the groups themselves, whatever was decided (method.md §3).
 
-    All but the kind: it means the same in a network that lacks another kind (method.md §10).
+    Returns:
+        float32 [G, len(STATIC_FEATURES)], each relative to the network's own largest value. All
+        but the kind: it means the same in a network that lacks another kind (method.md §10).
     """
     groups, macs = graph.groups, graph.group_macs()
     rows = []

@@ -7,11 +7,12 @@ holds the specification.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,6 +78,56 @@ class CostTable:
         rows = math.prod(checked.shape[:-1])  # not -1: a network may have no groups
         flat = np.ascontiguousarray(checked.reshape(rows, len(self.full_widths)))
         return np.asarray(self.native.count(flat)).reshape(checked.shape[:-1])
+
+    def to_json(self) -> str:
+        """The table as JSON text, which `from_json` reads."""
+        layers = [asdict(layer) for layer in self.layers]
+        return json.dumps({"full_widths": self.full_widths.tolist(), "layers": layers})
+
+    @classmethod
+    def from_json(cls, text: str) -> CostTable:
+        """The table that `to_json` wrote.
+
+        Raises:
+            InputError: the text is no such table: not JSON, something missing, a number that is no
+                count, a term of a group that is not there, or more MACs than int64 holds.
+        """
+        try:
+            plain = json.loads(text)
+            full = [_whole(width, 1) for width in plain["full_widths"]]
+            layers = tuple(_layer(row, len(full)) for row in plain["layers"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InputError(f"not a cost table as CostTable.to_json writes it: {error}") from error
+        macs = sum(
+            row.area * _channels(row.out, full) * _channels(row.inputs, full) for row in layers
+        )
+        if macs > np.iinfo(np.int64).max:
+            raise InputError(f"the cost table counts {macs} MACs, more than int64 holds")
+        return cls(layers, np.array(full, dtype=np.int64))
+
+
+def _layer(row: dict[str, Any], groups: int) -> LayerCost:
+    if not isinstance(row["name"], str):
+        raise ValueError(f"a layer's name is {row['name']!r}")
+    counts = (_count(row[part], groups) for part in ("out", "inputs"))
+    return LayerCost(row["name"], _whole(row["area"], 0), *counts)
+
+
+def _count(row: dict[str, Any], groups: int) -> ChannelCount:
+    terms = tuple((_whole(group, 0), _whole(times, 0)) for group, times in row["terms"])
+    if any(group >= groups for group, _ in terms):
+        raise ValueError(f"terms {terms} name a group that is not among {groups}")
+    return ChannelCount(_whole(row["constant"], 0), terms)
+
+
+def _whole(value: Any, least: int) -> int:
+    if type(value) is not int or not least <= value < 2**63:
+        raise ValueError(f"{value!r} is not a whole number from {least} on")
+    return value
+
+
+def _channels(count: ChannelCount, widths: list[int]) -> int:
+    return count.constant + sum(times * widths[group] for group, times in count.terms)
 
 
 def count_macs(graph: PrunableGraph, widths: ArrayLike) -> IntArray:

@@ -41,7 +41,7 @@ def gather(trainer: JointTrainer, tuning: bool) -> State:
         "optimizer": None if tuning else trainer.weights.optimizer.state_dict(),
         "agent": trainer.agent.state_dict(),
         "environment": trainer.environment.state_dict() if trainer.environment else None,
-        "replay": _past_episodes(trainer),
+        "replay": past_episodes(trainer),
         "structures": trainer.structures.state_dict(),
     }
 
@@ -71,7 +71,7 @@ def restore(trainer: JointTrainer, joint: State) -> None:
     trainer.structures.load_state_dict(joint["structures"], trainer.graph)
 
 
-def _past_episodes(trainer: JointTrainer) -> State:
+def past_episodes(trainer: JointTrainer) -> State:
     """The replay as widths int32 [N, G], rewards and epochs [N], oldest episode first."""
     state, full = trainer.replay.state_dict(), torch.from_numpy(trainer.graph.full_widths)
     widths = ((1 - state["actions"].double()) * full).round().to(torch.int32)
