@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlal_fast._version import __version__
-from rlal_fast.cli_options import (
-    DATA,
-    DEVICE,
-    DIGITS_EPOCHS,
-    EPOCHS,
-    HISTORY,
-    NETWORK,
-    SEARCH,
-    TRAINING,
-)
+from rlal_fast.cli_options import DATA, DEVICE, DIGITS_EPOCHS, EPOCHS, NETWORK, SEARCH, TRAINING
 from rlal_fast.commands.history import history, remember
 from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.run_folder import RunFolder
@@ -65,7 +56,6 @@ cli.add_command(history)
 @SEARCH
 @TRAINING
 @DEVICE
-@HISTORY
 @click.option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")
 @click.option(
     "--resume", type=click.Path(), metavar="FOLDER", help="Go on with an interrupted run."

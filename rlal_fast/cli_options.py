@@ -86,6 +86,11 @@ SEARCH = _options(
     _option(
         "--round-to", default=1, help="Widths are multiples of this; 8 or 16 suits many devices."
     ),
+    _option(
+        "--history/--no-history",
+        default=True,
+        help="Keep episodes and agent for later runs: see `rlal history`.",
+    ),
 )
 TRAINING = _options(
     _option(
@@ -110,11 +115,4 @@ DEVICE = _options(
     ),
     _option("--evaluator", default="auto", help="auto, cuda, native or torch."),
     _option("--evaluator-precision", default="fp32", help="Of cuda: fp32, tf32, fp16 or bf16."),
-)
-HISTORY = _options(
-    _option(
-        "--history/--no-history",
-        default=True,
-        help="Keep episodes and agent for later runs: see `rlal history`.",
-    ),
 )

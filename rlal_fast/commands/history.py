@@ -52,6 +52,7 @@ def show(run_id: str) -> None:
     console = _console()
     for table in (_settings(run), _best_episodes(run), _curve(run)):
         console.print(table)
+        console.print()
 
 
 @history.command()
@@ -153,22 +154,27 @@ def _console() -> Console:
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
-    """Columns of words, then columns of numbers."""
+    """Columns of words, which fold where it is narrow, then columns of numbers."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left", box=SIMPLE)
+    table.show_edge = table.pad_edge = False
+    table.padding = (0, 1, 0, 0)
     for heading in left:
         table.add_column(heading, overflow="fold")
     for heading in right:
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def _listed(runs: Sequence[RunSummary]) -> Any:
-    words = ("id", "created (UTC)", "network", "data", "agent")
-    numbers = ("pruned", "episodes", "best", "MiB")
+    words = ("id", "created, UTC", "network", "data", "agent")
+    numbers = ("pruned", "episodes", "best", "KiB")
     table = _table("", words, numbers)
     table.columns[0].no_wrap = True  # it is what the other commands are given
+    table.columns[1].min_width = 10  # folds between date and time
+    table.padding = (0, 0, 0, 0)  # 80 columns are not many
     for run in runs:
         table.add_row(
             run.id,
@@ -179,7 +185,7 @@ def _listed(runs: Sequence[RunSummary]) -> Any:
             f"{run.pruned_flops:.0%}",
             f"{run.episodes:,}",
             f"{run.best_reward:.2%}",
-            f"{run.bytes / 2**20:.2f}",
+            f"{math.ceil(run.bytes / 1024):,}",
         )
     return table
 
@@ -218,7 +224,7 @@ def _best_episodes(run: PastRun) -> Any:
         table.add_row(
             str(run.epochs[episode] + 1), f"{run.rewards[episode]:.2%}", f"{share:.2%}", widths
         )
-    table.add_row("", "", "full", " ".join(map(str, full)))
+    table.add_row("full", "", "", " ".join(map(str, full)))
     return table
 
 

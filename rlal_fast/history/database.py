@@ -79,7 +79,9 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None] | None = None)
         if path.parent == _users_folder():
             path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.is_dir():
-            raise InputError(f"{path.parent}, where {path.name} is to lie, is no folder: make it")
+            raise InputError(
+                f"cannot write {path}: {path.parent} is no folder; make it, or choose another place"
+            )
         with (
             storage_errors(path),
             closing(sqlite3.connect(aside, isolation_level=None)) as connection,
