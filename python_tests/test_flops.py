@@ -166,3 +166,47 @@ def test_counts_have_the_shape_of_the_widths(shape: tuple[int, ...]) -> None:
 def test_wrong_widths_are_refused(widths: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         count_macs(traced("resnet20", "internal")[0], widths)
+
+
+# -- as text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "torchvision/mobilenet_v2"])
+def test_a_cost_table_comes_back_from_json(name: str) -> None:
+    cost = traced(name, "all")[0].cost
+    again = CostTable.from_json(cost.to_json())
+    assert again.layers == cost.layers
+    assert again.full_widths.dtype == np.int64
+    widths = random_widths(cost.full_widths, 10)
+    assert again.macs(widths).tolist() == cost.macs(widths).tolist()
+
+
+LAYER = (
+    '{"name": "a", "area": 9, "out": {"constant": 0, "terms": [[0, 1]]},'
+    ' "inputs": {"constant": 3, "terms": []}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[[0, 1]]", "[[1, 1]]", r"terms \(\(1, 1\),\) name a group that is not among 1"),
+        ("[[0, 1]]", "[[0]]", "not a cost table as CostTable.to_json writes it"),
+        ("[[0, 1]]", "7", "not a cost table"),
+        ('"area": 9', '"area": -9', "-9 is not a whole number from 0 on"),
+        ('"area": 9', '"area": 9.5', "9.5 is not a whole number"),
+        ('"area": 9', '"area": true', "True is not a whole number"),
+        ('"area": 9', '"areas": 9', "not a cost table .*'area'"),
+        ('"area": 9', '"area": 1000000000000000000', "MACs, more than int64 holds"),
+        ('"a"', "5", "a layer's name is 5"),
+        ("[16]", "[0]", "0 is not a whole number from 1 on"),
+        ("[16]", '"16"', "'1' is not a whole number"),
+        ("}", "", "not a cost table"),
+    ],
+    ids=str,
+)
+def test_text_that_is_no_cost_table(old: str, new: str, message: str) -> None:
+    text = f'{{"full_widths": [16], "layers": [{LAYER}]}}'
+    assert int(CostTable.from_json(text).macs([16])) == 9 * 16 * 3
+    with pytest.raises(InputError, match=message):
+        CostTable.from_json(text.replace(old, new))

@@ -183,18 +183,26 @@ class HistoryStore:
             offered = _summaries(theirs, source.path)[::-1]
             for run in offered:  # before ours is locked: this takes its time
                 _decoded(run, _content(theirs, source.path, run), source.path)
+            if not self._missing(offered, self.runs(), file):
+                return []  # and nothing is made or locked
             with self._changing() as ours:
-                here = {run.id: run for run in _summaries(ours, self.path)}
-                new = [run for run in offered if run.id not in here]
-                for run in offered:
-                    if run != here.get(run.id, run):
-                        raise InputError(
-                            f"{file} has another run of the id {run.id} than {self.path}: one of "
-                            "them is not what was stored first"
-                        )
+                new = self._missing(offered, _summaries(ours, self.path), file)
                 for run in new:
                     _insert(ours, run, _content(theirs, source.path, run))
         return [run.id for run in new]
+
+    def _missing(
+        self, offered: Sequence[RunSummary], runs: Sequence[RunSummary], file: Path | str
+    ) -> list[RunSummary]:
+        """Those of `offered`, found in `file`, that are not among our `runs`."""
+        here = {run.id: run for run in runs}
+        for run in offered:
+            if run != here.get(run.id, run):
+                raise InputError(
+                    f"{file} has another run of the id {run.id} than {self.path}: one of them is "
+                    "not what was stored first"
+                )
+        return [run for run in offered if run.id not in here]
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
