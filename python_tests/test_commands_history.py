@@ -192,10 +192,14 @@ def test_the_command_line_stays_light(store: HistoryStore) -> None:
 # -- what a run leaves -----------------------------------------------------------------------------
 
 
-def test_a_run_is_remembered(tmp_path: Path) -> None:
-    status, _, err = here("run", *QUICK, "--out", tmp_path / "run", "--pruned-flops", "0.4")
+def test_a_run_is_remembered_once(tmp_path: Path) -> None:
+    """Also what it did before it was interrupted; --no-history then was not the last word."""
+    begun = ["--out", tmp_path / "run", "--pruned-flops", "0.4", "--no-history"]
+    assert here("run", *QUICK, *begun, "--max-minutes", "0")[0] == 3
+    status, out, err = here("run", "--resume", tmp_path / "run", "--history")
     assert (status, err) == (0, "")
     (listed,) = HistoryStore().runs()
+    assert f"in the history: {listed.id}  (rlal history show {listed.id})\n" in out
     run = HistoryStore().get(listed.id)
     records = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -213,17 +217,24 @@ def test_a_run_is_remembered(tmp_path: Path) -> None:
     assert len(HistoryStore().runs()) == 1
 
 
-def test_a_run_without_history(tmp_path: Path) -> None:
-    status, _, err = here("run", *QUICK, "--out", tmp_path / "run", "--no-history")
-    assert (status, err) == (0, "")
-    assert not HistoryStore().path.exists()
-
-
 def test_a_run_outlives_a_history_that_cannot_be_written(tmp_path: Path) -> None:
-    HistoryStore().path.write_text("words")
-    status, out, err = here("run", *QUICK, "--out", tmp_path / "run")
+    history, folder = HistoryStore().path, tmp_path / "run"
+    history.write_text("words")
+    status, out, err = here("run", *QUICK, "--out", folder)
     assert status == 0
     assert re.fullmatch(r"the history does not have this run: [^\n]+ is no history [^\n]+\n", err)
-    assert f"report: {tmp_path / 'run' / 'report.html'}" in out
-    assert {"report.json", "report.html", "model"} <= set(os.listdir(tmp_path / "run"))
-    assert HistoryStore().path.read_text() == "words"
+    assert f"report: {folder / 'report.html'}" in out
+    assert {"report.json", "report.html", "model"} <= set(os.listdir(folder))
+    assert history.read_text() == "words"
+
+    # as if killed just before its last file, by a version that knew of no history; and now it is
+    # to leave nothing
+    history.unlink()
+    config = (folder / "config.yaml").read_text()
+    assert "\nhistory: true\n" in config
+    (folder / "config.yaml").write_text(config.replace("\nhistory: true\n", "\n"))
+    (folder / "report.json").unlink()
+    status, _, err = here("run", "--resume", folder, "--no-history")
+    assert (status, err) == (0, "")
+    assert (folder / "report.json").exists()
+    assert not history.exists()

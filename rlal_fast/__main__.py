@@ -31,6 +31,7 @@ Settings = dict[str, Any]
 _PATHS = ("data_dir", "init")
 _NOT_SETTINGS = ("out", "resume", "quiet", "max_minutes")  # said anew at each call
 _MAY_CHANGE = ("device", "capture", "history")  # what a resumed run may be given anew
+_LATER = {"history": True}  # what the folder of a run by an earlier version may lack
 _STOPPED = 3  # exit status of a run that --max-minutes stopped
 _MOST_THREADS = 1024
 
@@ -88,7 +89,7 @@ def run(
             click.echo(f"{folder.path} is finished: see {folder.path / 'report.html'}")
             return
         with folder.lock():
-            _run_job(folder, {**folder.config, **anew}, quiet, limit, new=False)
+            _run_job(folder, {**_LATER, **folder.config, **anew}, quiet, limit, new=False)
         return
     folder = RunFolder.create(out, _plain(settings))
     with folder.lock():
@@ -112,7 +113,7 @@ class _Limit:
 
 def _open(path: str) -> RunFolder:
     folder = RunFolder.open(path)
-    missing = {str(p.name) for p in run.params} - set(_NOT_SETTINGS) - set(folder.config)
+    missing = {str(p.name) for p in run.params} - {*_NOT_SETTINGS, *_LATER} - set(folder.config)
     if missing:
         raise InputError(
             f"{folder.config_path} lacks {', '.join(sorted(missing))}: it was edited, or is of "
