@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from rlal_fast.flops import ChannelCount, CostTable, LayerCost
+from rlal_fast.history.content import encode
 from rlal_fast.history.past_run import PastRun
+from rlal_fast.history.store import HistoryStore
 
 FULL = (16, 300)
 COST = CostTable(
@@ -72,3 +74,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return (type(value).__name__, [plain(item) for item in value])
     return value
+
+
+def large(number: int) -> Any:
+    """A run whose content takes a few hundred pages."""
+    noise = torch.rand(300_000, generator=torch.Generator().manual_seed(number))
+    return past_run(number, state={"weights": noise})
+
+
+def contents(store: HistoryStore) -> dict[str, Any]:
+    return {run.id: plain(store.get(run.id)) for run in store.runs()}
+
+
+def flip_in_content(store: HistoryStore, run_id: str, place: int = 100) -> None:
+    content, data = encode(store.get(run_id)), bytearray(store.path.read_bytes())
+    at = data.find(content)  # one piece: it fits into a page
+    assert at > 0
+    data[at + place] ^= 1
+    store.path.write_bytes(data)
