@@ -1,0 +1,1 @@
+"""Commands of `rlal` that have a module of their own, and what the commands share."""
