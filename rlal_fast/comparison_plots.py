@@ -63,7 +63,7 @@ class Course:
         return [max(column) for column in zip(*self.values, strict=True)]
 
 
-def by_evaluations(courses: Sequence[Course], title: str) -> Figure:
+def by_evaluations(courses: Sequence[Course], title: str, y_label: str) -> Figure:
     """Agents against each other: a row of panels per P, a column per pruned-FLOPs fraction."""
     panels = sorted({c.episodes_per_epoch for c in courses if not c.constant} or {1})
     colours, dash = _colours(courses), _dashes(courses)
@@ -76,12 +76,12 @@ def by_evaluations(courses: Sequence[Course], title: str) -> Figure:
             _panel(axes[row][column], own, lambda c: colours[_base(c.agent)], dash)
             axes[row][column].set_title(f"{100 * ratio:.4g} % of the FLOPs pruned{words}")
             axes[row][column].set_xlabel("evaluations" if row == len(panels) - 1 else "")
-        axes[row][0].set_ylabel("best reward so far")
+        axes[row][0].set_ylabel(y_label)
     _legend(figure, axes, courses)
     return figure
 
 
-def by_epochs(courses: Sequence[Course], title: str) -> Figure:
+def by_epochs(courses: Sequence[Course], title: str, y_label: str) -> Figure:
     """What P does to one agent: a column per pruned-FLOPs fraction, a line per P.
 
     Courses with the environment model are solid beside those without it, which are dashed.
@@ -99,7 +99,7 @@ def by_epochs(courses: Sequence[Course], title: str) -> Figure:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("epochs")
-    axes[0][0].set_ylabel("best reward so far")
+    axes[0][0].set_ylabel(y_label)
     _legend(figure, axes, courses)
     return figure
 

@@ -16,7 +16,7 @@ from torch import nn
 from rlal_fast import compaction, models
 from rlal_fast.comparison.contenders import CONTENDERS
 from rlal_fast.comparison.results import Job
-from rlal_fast.data import ImageData
+from rlal_fast.data import ImageData, Split
 from rlal_fast.errors import InputError
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.seeds import derived_seed
@@ -53,6 +53,13 @@ class Network:
             return hashlib.sha256(self.init.read_bytes()).hexdigest()
         except OSError as error:
             raise InputError(f"cannot read {self.init}: {error.strerror}") from error
+
+
+def _sha256_of(split: Split) -> str:
+    """Tells another split, another preparation or another set of images of the same name."""
+    found = hashlib.sha256(split.images.cpu().contiguous().numpy().tobytes())
+    found.update(split.labels.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,7 @@ class Plan:
         kept = {name: value for name, value in config.items() if name not in unread}
         if self.joint:
             kept["weights"].pop("capture")  # another way to launch the same steps
+            kept["augmentation"] = dataclasses.asdict(data.augmentation)
         return {
             "arch": network.arch,
             "init_sha256": network.fingerprint(),
@@ -152,6 +160,7 @@ class Plan:
             "train_images": len(data.train),
             "reward_images": len(data.reward),
             "test_images": len(data.test),
+            "reward_sha256": _sha256_of(data.reward),
             "evaluations": self.evaluations,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()},
         }

@@ -39,14 +39,15 @@ def _write_pictures(
     folder: Path, settings: Mapping[str, Any], rows: Sequence[Row], joint: bool
 ) -> None:
     title = tables.heading(settings)
+    label = "best reward (under each epoch's weights)" if joint else "best reward so far"
     agents = courses(rows, joint)
-    pictures = {"best-reward": partial(comparison_plots.by_evaluations, agents, title)}
+    pictures = {"best-reward": partial(comparison_plots.by_evaluations, agents, title, label)}
     epochs = courses(rows, joint, by_epochs=True)
     for base in dict.fromkeys(c.agent.removesuffix(EMBEDDED) for c in epochs):
         own = [c for c in epochs if c.agent.removesuffix(EMBEDDED) == base]
         if len({c.episodes_per_epoch for c in own}) > 1:
             pictures[f"epochs-{base}"] = partial(
-                comparison_plots.by_epochs, own, f"{base}. {title}"
+                comparison_plots.by_epochs, own, f"{base}. {title}", label
             )
     for name, draw in pictures.items():
         for kind, content in comparison_plots.files(draw).items():

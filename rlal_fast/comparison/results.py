@@ -139,9 +139,9 @@ class ResultsFolder:
 
         Raises InputError, naming the first difference, if the folder's are others.
         """
+        self._check_unused()  # before a lock file is left in a stranger's folder
         with self.writing():
             if not self.settings_path.exists():
-                self._check_unused()
                 text = json.dumps(settings, indent=1) + "\n"
                 write_atomically(self.settings_path, text.encode())
                 return
@@ -162,7 +162,7 @@ class ResultsFolder:
         """
         try:
             lines = self.results_path.read_bytes().split(b"\n")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise InputError(f"cannot read {self.results_path}: {error.strerror}") from error
@@ -233,6 +233,8 @@ class ResultsFolder:
         return self._handle
 
     def _check_unused(self) -> None:
+        if not self.path.is_dir() or self.settings_path.exists():
+            return
         others = {entry.name for entry in self.path.iterdir()} - {".lock", ".settings.json.part"}
         if others:
             raise InputError(
