@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with any colour vision; dashes and order tell the rest.
-_PURPLE, _SKY, _GREY = "#cc79a7", "#56b4e9", "#8a9099"
+_PURPLE, _SKY, _GREY = "#cc79a7", "#56b4e9", "#a3a9b0"
 _AGENTS = {
     "uniform": COLOURS["ink"],
     "random": _GREY,
@@ -32,9 +32,11 @@ _AGENTS = {
 _OTHERS = (_SKY, COLOURS["red"])  # for contenders that have no colour of their own
 _BY_P = (COLOURS["blue"], COLOURS["orange"], COLOURS["green"], COLOURS["red"], _PURPLE, _SKY)
 _EMBEDDED = "-ee"
+_WIDE = "random"  # others often begin as it does: it must show beside what covers it
 _DASHED, _DOTTED = (0, (4, 2)), (0, (1, 1.5))
 _SETTLED = 0.05  # the share of a course after which its values set the scale
 _FEW = 12  # up to so many points, each gets a marker
+_COLUMNS = 9  # of a legend
 _LOG_FROM = 8  # epochs of the longest course over those of the shortest: then a log axis
 
 
@@ -93,14 +95,14 @@ def by_epochs(courses: Sequence[Course], title: str, y_label: str) -> Figure:
     longest = [len(course.at) for course in courses]
     for panel, ratio in zip(axes[0], _ratios(courses), strict=True):
         own = [course for course in courses if course.pruned_flops == ratio]
+        own.sort(key=lambda course: course.episodes_per_epoch)  # a legend is filled by columns
         _panel(panel, own, lambda c: colours[c.episodes_per_epoch], dash, name=_name_by_p)
         panel.set_title(f"{100 * ratio:.4g} % of the FLOPs pruned")
         if max(longest) >= _LOG_FROM * min(longest):
-            panel.set_xscale("log")
-            panel.xaxis.set_major_formatter("{x:g}")
+            _log_axis(panel)
         panel.set_xlabel("epochs")
     axes[0][0].set_ylabel(y_label)
-    _legend(figure, axes, courses)
+    _legend(figure, axes, courses, columns=len(ps))
     return figure
 
 
@@ -140,24 +142,33 @@ def _panel(
 ) -> None:
     for course in courses:
         look: dict[str, Any] = {"color": colour(course), "linestyle": dash(course)}
+        if course.agent == _WIDE:
+            look["linewidth"] = 3.0
         if len(course.at) == 1 and course.constant:
             axes.axhline(course.mean()[0], label=name(course), linewidth=1.2, **look)
             continue
         if len(course.at) <= _FEW:
             look |= {"marker": "o", "markersize": 3}
-        axes.plot(course.at, course.mean(), label=name(course), **look)
+        shown = _corners(course)
+        axes.plot(shown.at, shown.mean(), label=name(course), **look)
         if len(course.values) > 1:
-            axes.fill_between(
-                course.at,
-                course.low(),
-                course.high(),
-                color=look["color"],
-                alpha=0.13,
-                linewidth=0,
-            )
+            band = {"color": look["color"], "alpha": 0.1, "linewidth": 0}
+            axes.fill_between(shown.at, shown.low(), shown.high(), **band)
     axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}%")
     axes.margins(x=0.02)
     _scale(axes, courses)
+
+
+def _corners(course: Course) -> Course:
+    """The course without the points between two equal ones: most of the file's size is these."""
+    columns = list(zip(*course.values, strict=True))
+    inner = range(1, len(columns) - 1)
+    flat = {i for i in inner if columns[i - 1] == columns[i] == columns[i + 1]}
+    if len(columns) <= _FEW:
+        flat = set()  # each has its marker
+    kept = [i for i in range(len(columns)) if i not in flat]
+    values = tuple(tuple(one[i] for i in kept) for one in course.values)
+    return replace(course, at=tuple(course.at[i] for i in kept), values=values)
 
 
 def _scale(axes: Axes, courses: Sequence[Course]) -> None:
@@ -171,7 +182,16 @@ def _scale(axes: Axes, courses: Sequence[Course]) -> None:
     axes.set_ylim(bottom - margin, top + margin)
 
 
-def _legend(figure: Figure, axes: Any, courses: Sequence[Course]) -> None:
+def _log_axis(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _legend(figure: Figure, axes: Any, courses: Sequence[Course], columns: int = _COLUMNS) -> None:
     """One for all panels, below them, where it hides nothing."""
     found: dict[str, Any] = {}
     for panel in axes.flat:
@@ -183,7 +203,7 @@ def _legend(figure: Figure, axes: Any, courses: Sequence[Course]) -> None:
         list(found.values()),
         list(found),
         loc="outside lower center",
-        ncols=min(len(found), 6),
+        ncols=min(len(found), columns),
         title=f"mean of {seeds} seeds, {band}" if band else None,
         title_fontsize=8,
         handlelength=2.6,
