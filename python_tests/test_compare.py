@@ -287,21 +287,37 @@ def test_a_comparison_of_other_weights_or_images_is_refused(
             run(replace(plan, evaluations=4), network, digits, folder)
 
 
-def test_two_processes_share_the_runs_of_one_folder(weights: Path, tmp_path: Path) -> None:
-    # in each, on_row says what it made; neither makes what the other one is at or has made
-    out = tmp_path / "shared"
-    call = [sys.executable, "-m", "rlal_fast", "compare", *TINY, *FEW, "--seeds", "3"]
-    call += ["--agents", "random,sac", "--init", str(weights), "--out", str(out)]
-    both = [
-        subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    shown = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], shown
-    made = [re.findall(r"^ *\d/6  (.+?):", output, re.M) for output, _ in shown]
-    assert len(set(made[0] + made[1])) == len(made[0] + made[1]) == 6
-    with ResultsFolder(out) as folder:
-        assert len(folder.rows()) == len(folder.results_path.read_bytes().splitlines()) == 6
+def test_two_processes_share_the_runs_of_one_folder(
+    weights: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from rlal_fast import data\n"
+        "from rlal_fast.comparison import *\n"
+        "digits = data.load('digits', train_limit=100, reward_fraction=0.3)\n"
+        "plan = Plan(('random', 'ddpg'), seeds=tuple(range(8)), evaluations=12)\n"
+        "with ResultsFolder(sys.argv[2]) as folder:\n"
+        "    print('ready', flush=True)\n"
+        "    run(plan, Network('resnet8', Path(sys.argv[1])), digits.with_reward_images(20),\n"
+        "        folder, on_row=lambda row, _: print(row.job, flush=True))\n"
+    )
+    plan = Plan(("random", "ddpg"), seeds=tuple(range(8)), evaluations=12)
+    call = [sys.executable, "-c", script, str(weights), str(tmp_path)]
+    ours: list[str] = []
+    with (
+        subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as other,
+        ResultsFolder(tmp_path) as folder,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        network = Network("resnet8", weights)
+        run(plan, network, digits, folder, on_row=lambda row, _: ours.append(str(row.job)))
+        theirs = other.communicate(timeout=120)[0].splitlines()
+    assert other.returncode == 0
+    assert sorted(ours + theirs) == sorted(map(str, plan.jobs()))  # none twice, none left out
+    with ResultsFolder(tmp_path) as folder:
+        assert len(folder.rows()) == len(folder.results_path.read_bytes().splitlines()) == 16
 
 
 def test_what_another_process_is_at_is_left_to_it(
