@@ -78,6 +78,23 @@ def test_reward_split_is_fixed_by_the_seed():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_fewer_reward_images_are_a_stratified_part_of_the_same_split():
+    data = ImageData.from_tensors(numbered(LABELS), numbered([0, 1, 2, 3]))
+    few = data.with_reward_images(25)
+    assert torch.bincount(few.reward.labels).tolist() == [15, 8, 2]  # none of the smallest class
+    assert few.train is data.train
+    assert few.test is data.test
+    rows = rows_of(few.reward)
+    assert few.reward.labels.tolist() == [LABELS[row] for row in rows]
+    assert rows == rows_of(data.with_reward_images(25).reward)
+    assert set(rows) < set(rows_of(data.with_reward_images(40).reward)) < set(rows_of(data.reward))
+    assert rows != rows_of(data.with_reward_images(25, seed=1).reward)
+    assert rows_of(data.with_reward_images(50).reward) == rows_of(data.reward)
+    for count in (0, 51):
+        with pytest.raises(InputError, match=rf"reward_images is {count}.*give 1\.\.50"):
+            data.with_reward_images(count)
+
+
 def test_a_class_absent_from_train_is_allowed_when_named():
     data = ImageData.from_tensors(
         numbered([0, 0, 2, 2]), numbered([1]), classes=["a", "b", "c"], reward_fraction=0.01

@@ -111,3 +111,16 @@ def test_a_setting_of_another_type_is_named(setting: dict[str, Any]) -> None:
 def test_more_episodes_than_a_replay_holds_are_refused() -> None:
     with pytest.raises(InputError, match="more than 10000000 episodes"):
         JointConfig(episodes_per_epoch=2_000_000_000)
+
+
+def test_a_number_of_episodes_is_met_exactly() -> None:
+    config = JointConfig(epochs=0, search_epochs=3, episodes_per_epoch=10, episodes=25)
+    assert [config.episodes_in(epoch) for epoch in range(3)] == [10, 10, 5]
+    config = JointConfig(epochs=3, warmup_epochs=1, episodes_per_epoch=4)
+    assert [config.episodes_in(epoch) for epoch in range(3)] == [0, 4, 4]
+
+
+@pytest.mark.parametrize("episodes", [20, 31, 0, -5])
+def test_episodes_that_leave_an_epoch_without_or_do_not_fit(episodes: int) -> None:
+    with pytest.raises(InputError, match=rf"episodes={episodes} must .* give 21\.\.30, or another"):
+        JointConfig(epochs=0, search_epochs=3, episodes_per_epoch=10, episodes=episodes)

@@ -147,7 +147,7 @@ def test_version_and_help(rlal: Command) -> None:
     for arguments in ([], ["--help"], ["-h"]):
         status, out, err = rlal(*arguments)
         assert (status, err) == (0, "")
-        for command in ("run", "flops", "evaluate", "info"):
+        for command in ("run", "flops", "evaluate", "compare", "info"):
             assert re.search(rf"^  {command} ", out, re.M)
     assert "[default: resnet20]" in rlal("run", "--help").out
 

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"packed", "run_folder"},
     "metrics": {"run_folder"},
     "console": {"report"},
-    "commands": {"history", "history_record"},
+    "comparison_plots": {"plots"},
     # the agent's side: no network to prune, no images
     "agents": {"mlp", "replay"},
     "environment_model": {"mlp", "replay"},
@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": {"compaction", "data", "device_training", "metrics", "weights"},
 }
 FREE = {"errors", "_version"}
-JOINS_ALL_BUT_MAIN = {"__init__", "trainer"}
+JOINS_ALL_BUT_MAIN = {"__init__", "trainer", "comparison", "commands"}
 
 # Where an import's name is not the name of what pip installs.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}

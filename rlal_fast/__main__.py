@@ -1,4 +1,4 @@
-"""Command line: `rlal run`, `rlal flops`, `rlal evaluate`, `rlal info`, `rlal history`.
+"""Command line: `rlal run|compare|history|evaluate|flops|info`.
 
 Options become a plain dict, the dict becomes config.yaml, and everything slow is imported only
 then.
@@ -9,31 +9,38 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlal_fast._version import __version__
-from rlal_fast.cli_options import DATA, DEVICE, DIGITS_EPOCHS, EPOCHS, NETWORK, SEARCH, TRAINING
+from rlal_fast.cli_options import (
+    DATA,
+    DEVICE,
+    DIGITS_EPOCHS,
+    EPOCHS,
+    LOOP,
+    NETWORK,
+    SEARCH,
+    TRAINING,
+    WEIGHTS,
+)
+from rlal_fast.commands.compare import compare
 from rlal_fast.commands.history import history, remember
+from rlal_fast.commands.settings import Settings, joint_config, load_data
 from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rlal_fast.console import Display
-    from rlal_fast.data import ImageData
-    from rlal_fast.joint_config import JointConfig
     from rlal_fast.trainer import JointTrainer
 
-Settings = dict[str, Any]
 _PATHS = ("data_dir", "init")
 _NOT_SETTINGS = ("out", "resume", "quiet", "max_minutes")  # said anew at each call
 _MAY_CHANGE = ("device", "capture", "history")  # what a resumed run may be given anew
 _LATER = {"history": True}  # what the folder of a run by an earlier version may lack
 _STOPPED = 3  # exit status of a run that --max-minutes stopped
-_MOST_THREADS = 1024
 
 
 @click.group(
@@ -48,13 +55,12 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-cli.add_command(history)
-
-
 @cli.command()
 @NETWORK
 @DATA
 @SEARCH
+@LOOP
+@WEIGHTS
 @TRAINING
 @DEVICE
 @click.option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")
@@ -199,7 +205,7 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
     from rlal_fast.seeds import derived_seed
     from rlal_fast.trainer import JointTrainer
 
-    config = _joint_config(settings)
+    config = joint_config(settings)
     device.resolve(config.device)  # before images are read
     # sums depend on the number of threads: a resumed run must have as many as it began with
     threads = settings["threads"] or checkpoint.threads(folder)
@@ -207,7 +213,7 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
         torch.set_num_threads(threads)
     display = Display(quiet, config.total_epochs, config.finetune)
     with display:
-        data = _load_data(settings, display.on_decode)
+        data = load_data(settings, display.on_decode)
         torch.manual_seed(derived_seed(config.seed, "model"))
         model = models.create(settings["arch"], data.num_classes, data.image_shape[0])
         if settings["init"] is not None and not checkpoint.exists(folder):
@@ -222,57 +228,6 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
             on_batch=display.on_batch,
         )
     return trainer, display
-
-
-def _joint_config(settings: Settings) -> JointConfig:
-    from rlal_fast.agents import SACConfig
-    from rlal_fast.environment_model import EnvironmentModelConfig
-    from rlal_fast.joint_config import JointConfig
-    from rlal_fast.weights import WeightsConfig
-
-    presets = {"default": SACConfig, "paper": SACConfig.paper}
-    if settings["preset"] not in presets:
-        raise InputError(f"unknown preset {settings['preset']!r}: known are {', '.join(presets)}")
-    threads = settings["threads"]
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise InputError(f"threads={threads} must be in 1..{_MOST_THREADS}")
-    import dataclasses
-
-    names = {field.name for field in dataclasses.fields(JointConfig)} & set(settings)
-    values = {name: settings[name] for name in names}
-    for name in ("include", "exclude"):
-        values[name] = tuple(values[name])
-    return JointConfig(
-        **values,
-        weights=WeightsConfig(
-            lr=settings["lr"],
-            momentum=settings["momentum"],
-            weight_decay=settings["weight_decay"],
-            batch_size=settings["batch_size"],
-            amp=settings["amp"],
-            capture=settings["capture"],
-        ),
-        sac=dataclasses.replace(presets[settings["preset"]](), a_max=settings["a_max"]),
-        environment=EnvironmentModelConfig(steps_per_epoch=settings["environment_steps"]),
-    )
-
-
-def _load_data(settings: Settings, progress: Callable[[int, int], None] | None = None) -> ImageData:
-    from rlal_fast import data
-
-    return data.load(
-        settings["dataset"],
-        settings["data_dir"],
-        image_size=settings["image_size"],
-        reward_fraction=settings["reward_fraction"],
-        seed=settings["seed"],
-        crop_padding=settings["crop_padding"],
-        flip=settings["flip"],
-        on_corrupt=settings["on_corrupt"],
-        train_limit=settings["train_limit"],
-        memory_limit_gib=settings["memory_limit_gib"],
-        progress=progress,
-    )
 
 
 @cli.command()
@@ -335,13 +290,17 @@ def evaluate(folder: str, batch_sizes: tuple[int, ...]) -> None:
         torch.set_num_threads(found.config["threads"])
     # in the memory format in which the report measured it
     network = compaction.load(found.model_dir).to(memory_format=torch.channels_last)
-    data = _load_data(found.config)
+    data = load_data(found.config)
     normalise = Normalisation(**{k: tuple(v) for k, v in network.metadata["normalisation"].items()})
     reached = accuracy(network, data.test.images, data.test.labels, normalise)
     click.echo(f"{found.model_dir}: {compaction.parameter_count(network):,} parameters")
     click.echo(f"test accuracy {reached:.2%}")
     for batch, ms in measure({"net": network}, data.image_shape, batch_sizes)["net"].items():
         click.echo(f"latency {ms:.2f} ms per batch of {batch}")
+
+
+cli.add_command(compare)
+cli.add_command(history)
 
 
 @cli.command()

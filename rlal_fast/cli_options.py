@@ -1,4 +1,4 @@
-"""The options of `rlal run`, in groups; some belong to other commands, too."""
+"""The options of the commands, in groups: some belong to several of them."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ DATA = _options(
     _option("--on-corrupt", default="stop", help="An image that cannot be read: stop or skip."),
     _option("--memory-limit-gib", default=8.0, help="Most memory that decoded images may take."),
 )
+# Of `rlal run`; `rlal compare` takes several of most of these at once.
 SEARCH = _options(
     _option("--pruned-flops", default=0.5, help="Fraction of the FLOPs to prune."),
     _option(
@@ -63,14 +64,16 @@ SEARCH = _options(
     ),
     _option("--episodes-per-epoch", default=10, help="Sub-networks the agent tries per epoch."),
     _option("--search-epochs", type=int, help="Epochs that only search [0; 20 with --epochs 0]."),
-    _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),
-    _option("--random-epochs", type=int, help="Then epochs of random episodes [5 %, at most 10]."),
     _option("--agent", default="sac", help="sac, ddpg, evolutionary, random or uniform."),
-    _option("--agent-updates", type=int, help="Agent updates per epoch [one per transition]."),
     _option("--preset", default="default", help="default, or paper: rewards are not scaled."),
     _option(
         "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
     ),
+)
+LOOP = _options(
+    _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),
+    _option("--random-epochs", type=int, help="Then epochs of random episodes [5 %, at most 10]."),
+    _option("--agent-updates", type=int, help="Agent updates per epoch [one per transition]."),
     _option(
         "--alignment/--no-alignment", default=True, help="The soft penalty towards the structure."
     ),
@@ -92,7 +95,7 @@ SEARCH = _options(
         help="Keep episodes and agent for later runs: see `rlal history`.",
     ),
 )
-TRAINING = _options(
+WEIGHTS = _options(
     _option(
         "--init", type=click.Path(), help="Start from these weights (.safetensors or a state dict)."
     ),
@@ -100,10 +103,12 @@ TRAINING = _options(
     _option("--momentum", default=0.9, help="Nesterov momentum."),
     _option("--weight-decay", default=5e-4, help="Weight decay."),
     _option("--batch-size", default=128, help="Images per step."),
+    _option("--threads", type=int, help="CPU threads [all cores]."),
+)
+TRAINING = _options(
     _option("--finetune-epochs", type=int, help="Epochs after pruning [a quarter of --epochs]."),
     _option("--finetune-lr", default=0.01, help="Learning rate of the fine-tuning."),
     _option("--seed", default=0, help="Seed of everything."),
-    _option("--threads", type=int, help="CPU threads [all cores]."),
 )
 DEVICE = _options(
     _option("--device", default="cpu", help="Where to train: cpu, cuda, cuda:<number> or auto."),

@@ -27,21 +27,11 @@ class Display:
     """
 
     def __init__(self, quiet: bool, epochs: int, finetune_epochs: int) -> None:
-        # no markup, no emoji: a path with [..] or :..: in it is shown as it is
-        self.console = Console(
-            quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False
-        )
+        self.console = plain_console(quiet)
         self._epochs = {"joint": epochs, "finetune": finetune_epochs}
         self._bar: Progress | None = None
         if self.console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
+            self._bar = progress_bar(self.console)
             self._task = self._bar.add_task("batches", total=None)
 
     def __enter__(self) -> Display:
@@ -81,6 +71,23 @@ class Display:
             words.append(f"structure {record['structure_reward']:.1%}")
         words.append(f"{sum(record['seconds'].values()):.1f} s")
         self.console.print("  ".join(words))
+
+
+def plain_console(quiet: bool) -> Console:
+    """No markup, no emoji: a path with [..] or :..: in it is shown as it is."""
+    return Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar that is gone when it ends."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 def summary(report: Report) -> Table:

@@ -30,6 +30,9 @@ class JointConfig:
     """Epochs after those that only search. None: 0, or 20 if epochs is 0."""
     warmup_epochs: int | None = None  # weights only; None: 5 % of epochs, at most 10
     random_epochs: int | None = None  # random episodes; None: 5 % of all epochs, at most 10
+    episodes: int | None = None
+    """Episodes in all, for an equal number whatever P is: the last epoch has what is left of them.
+    None: P in each epoch."""
     finetune_epochs: int | None = None  # None: max(1, epochs / 4)
     finetune_lr: float = 0.01
     alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
@@ -103,6 +106,12 @@ class JointConfig:
                 f"warmup_epochs={self.warmup} leaves none of {self.total_epochs} epochs for "
                 "episodes"
             )
+        most = (self.total_epochs - self.warmup) * self.episodes_per_epoch
+        if self.episodes is not None and not 0 <= most - self.episodes < self.episodes_per_epoch:
+            raise InputError(
+                f"episodes={self.episodes} must leave some for each epoch and none over: give "
+                f"{most - self.episodes_per_epoch + 1}..{most}, or another number of epochs"
+            )
 
     def _check_types(self) -> None:
         """A config.yaml is edited by hand: 2.5 epochs or "yes" must not come out as a traceback."""
@@ -137,6 +146,14 @@ class JointConfig:
     @property
     def finetune(self) -> int:
         return max(1, self.epochs // 4) if self.finetune_epochs is None else self.finetune_epochs
+
+    def episodes_in(self, epoch: int) -> int:
+        """How many episodes an epoch has: P, but in warm-up and perhaps in the last one."""
+        earlier = (epoch - self.warmup) * self.episodes_per_epoch
+        if earlier < 0:
+            return 0
+        left = self.episodes_per_epoch if self.episodes is None else self.episodes - earlier
+        return min(self.episodes_per_epoch, left)
 
     def phase(self, epoch: int) -> str:
         """ "warmup", "random", "policy" or (weights stand still) "search"."""

@@ -226,7 +226,7 @@ def svg(draw: Callable[[Axes], object], *, width: float, height: float, label: s
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(style()):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -252,7 +252,7 @@ def picture(
 
     file = io.BytesIO()
     height = min(max(8.0, 0.8 + widths_height(len(widths))), 40.0)
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(style()):
         figure = Figure(figsize=(14, height), layout="constrained", facecolor="white")
         figure.suptitle(title, fontsize=13, fontweight="bold")
         halves: Any = figure.subfigures(1, 2, width_ratios=(8, 6), wspace=0.03)
@@ -277,7 +277,7 @@ def picture(
     return file.getvalue()
 
 
-def _style() -> Any:  # matplotlib types its keys one by one
+def style() -> Any:  # matplotlib types its keys one by one
     """The house style upon matplotlib's own defaults, whatever the user's matplotlibrc says."""
     import matplotlib
 

@@ -129,6 +129,7 @@ class JointTrainer:
         self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
         self._since = time.perf_counter()  # up to here `total` counts
         self.epoch = self.episodes = 0
+        self._full: float | None = None  # the full network's accuracy on the reward split
         self._deadline: float | None = None  # by time.perf_counter
         self.log = MetricsLog(None, [])
 
@@ -200,11 +201,21 @@ class JointTrainer:
                 joint_state.restore(self, state["joint"])
                 if self.epoch == self.config.total_epochs:  # else the structure may still change
                     tuning = state["finetune"]
-            while self.epoch < self.config.total_epochs:
-                self._finish_epoch(self._joint_epoch(self.epoch))
+            self._run_epochs()
             return self._prune_and_finetune(tuning)
         finally:
             self.log.close()
+
+    def search(self) -> Subnet:
+        """The epochs of `fit` alone, without a folder: the best structure, not yet cut."""
+        self._since = time.perf_counter()
+        return self._run_epochs()
+
+    def _run_epochs(self) -> Subnet:
+        while self.epoch < self.config.total_epochs:
+            self._finish_epoch(self._joint_epoch(self.epoch))
+        assert self.structures.best is not None  # the config leaves epochs for episodes
+        return self.structures.best
 
     def _deadline_of(self, max_minutes: float | None) -> float | None:
         if max_minutes is None:
@@ -220,9 +231,10 @@ class JointTrainer:
         phase, before = self.config.phase(epoch), dict(self.seconds)
         with self._timed("weights"):
             trained = self._train_weights(epoch) if epoch < self.config.epochs else None
-        with self._timed("episodes"):
-            self.evaluator.load_weights(self.model)
-            full = self.evaluator.accuracies([self.graph.full_subnet()])[0]
+        if trained is not None or self._full is None:  # else the weights are the same
+            with self._timed("episodes"):
+                self.evaluator.load_weights(self.model)
+                self._full = float(self.evaluator.accuracies([self.graph.full_subnet()])[0])
         if self.environment:
             self.environment.begin_epoch()
         rollout, learned = None, {}
@@ -237,7 +249,7 @@ class JointTrainer:
         spent = {
             name: self.seconds[name] - before[name] for name in ("weights", "episodes", "agent")
         }
-        return self._record(epoch, phase, trained, float(full), rollout, learned, spent)
+        return self._record(epoch, phase, trained, self._full, rollout, learned, spent)
 
     def _train_weights(self, epoch: int) -> EpochResult:
         penalty: AlignmentPenalty | MaskedAlignment | None = self._masked
@@ -251,7 +263,7 @@ class JointTrainer:
         agent = self.random_agent if phase == "random" else self.agent
         z = self.environment.z()[epoch] if self.environment else None
         source = generator(self.config.seed, "episodes", epoch)
-        rollout = self.env.rollout(agent, self.config.episodes_per_epoch, z, source)
+        rollout = self.env.rollout(agent, self.config.episodes_in(epoch), z, source)
         self.replay.add(rollout.episodes, epoch)
         self.episodes += len(rollout.subnets)
         return rollout

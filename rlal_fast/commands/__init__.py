@@ -1,1 +1,1 @@
-"""Command groups of `rlal` beside those of `__main__`: one file each."""
+"""Commands of `rlal` that have a module of their own, and what the commands share."""

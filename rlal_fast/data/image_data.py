@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from rlal_fast.data.preprocessing import Augmentation, Normalisation
-from rlal_fast.data.splits import Split, carve_reward, checked_split, named
+from rlal_fast.data.splits import (
+    Split,
+    apportion,
+    carve_reward,
+    checked_split,
+    named,
+    stratified_rows,
+)
 from rlal_fast.errors import InputError
 
 
@@ -87,6 +94,22 @@ class ImageData:
         """The same data set with its splits on `device`; shared where they are there already."""
         train, reward, test = (split.to(device) for split in (self.train, self.reward, self.test))
         return replace(self, train=train, reward=reward, test=test)
+
+    def with_reward_images(self, count: int, seed: int = 0) -> ImageData:
+        """The same train and test splits, and `count` of the reward images: cheaper, noisier.
+
+        Stratified and fixed by the seed. Raises InputError for more images than there are.
+        """
+        labels = self.reward.labels
+        if not 1 <= count <= len(labels):
+            raise InputError(
+                f"reward_images is {count}, but the reward split has {len(labels)} images: give "
+                f"1..{len(labels)}, or hold out more by reward_fraction"
+            )
+        present = torch.bincount(labels.cpu()).tolist()
+        shares = apportion(present, count, [0] * len(present), present)
+        rows = stratified_rows(labels, shares, seed).to(labels.device)
+        return replace(self, reward=Split(self.reward.images[rows], labels[rows]))
 
     def normalised(self, split: Split) -> Tensor:
         """The split's images as a network takes them, float32 [N, C, H, W], not augmented."""

@@ -26,7 +26,8 @@ NAMES: tuple[str, ...] = (
     "mobilenet_v1_0.25",
     "mobilenet_v2",
 )
-"""Networks made here, MobileNet-V1 with its paper's width multipliers too; beside them every `torchvision/<name>` classifier can be asked for."""
+"""Networks made here, MobileNet-V1 with its paper's width multipliers too; beside them every
+`torchvision/<name>` classifier can be asked for."""
 
 _TORCHVISION_PREFIX = "torchvision/"
 

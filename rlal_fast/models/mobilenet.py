@@ -38,7 +38,9 @@ def _conv_bn(
 class MobileNetV1(nn.Module):
     """Thirteen depthwise-separable layers of 64 to 1024 channels, times the width multiplier."""
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, multiplier: float = 1.0) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, multiplier: float = 1.0
+    ) -> None:
         super().__init__()
         width = int(32 * multiplier)
         layers = [*_conv_bn(in_channels, width, 3), nn.ReLU()]

@@ -1,0 +1,126 @@
+"""Rows -> the figures of a comparison's table, and the courses of its pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from rlal_fast.comparison.contenders import rank
+from rlal_fast.comparison.results import Row
+
+_SAME = 1e-9  # a mean of equal numbers may end in another last bit
+BASELINE = "random"  # whose mean best reward is the level by default
+
+
+@dataclass(frozen=True)
+class Line:
+    """One contender at one pruned-FLOPs fraction and P, over its seeds.
+
+    Deviations are those of a sample, None for a single seed. `level` is the reward that counts as
+    reached, None where nothing sets it; evaluations_to_level: mean over the `reached` seeds that
+    got there, None if none did.
+    """
+
+    agent: str
+    pruned_flops: float
+    episodes_per_epoch: int
+    bests: Mapping[int, float]  # per seed
+    best_mean: float
+    best_deviation: float | None
+    test_mean: float
+    test_deviation: float | None
+    mean_of_all: float  # of every episode's reward
+    level: float | None
+    reached: int
+    evaluations_to_level: float | None
+    evaluations: int  # of one run
+    seconds: float  # of one run, mean
+
+
+def course(row: Row, joint: bool) -> list[tuple[int, float]]:
+    """(evaluations so far, best reward so far), ascending.
+
+    While weights move, an old reward says nothing of the structure's worth now: the best reward is
+    then that of the chosen structure under each epoch's weights, once an epoch.
+    """
+    if joint:
+        counts = accumulate(len(rewards) for rewards in row.rewards)
+        return [
+            (count, reward)
+            for count, reward in zip(counts, row.structure_rewards, strict=True)
+            if reward is not None
+        ]
+    flat = [reward for rewards in row.rewards for reward in rewards]
+    return list(enumerate(accumulate(flat, max), start=1))
+
+
+def evaluations_to(level: float, course: Sequence[tuple[int, float]]) -> int | None:
+    """Evaluations until the course is at `level` for the first time; None if it never is."""
+    return next((count for count, reward in course if reward >= level - _SAME), None)
+
+
+def levels(rows: Sequence[Row], joint: bool) -> dict[tuple[float, int], float]:
+    """The default level of each (pruned_flops, P): the mean best reward of random search.
+
+    Over all P where the weights stand still, as they do not change random search; in joint training
+    runs of another P have another number of evaluations.
+    """
+    found: dict[tuple[float, int], float] = {}
+    random = [row for row in rows if row.agent == BASELINE]
+    for row in rows:
+        key = row.pruned_flops, row.episodes_per_epoch
+        bests = [
+            other.best_reward
+            for other in random
+            if other.pruned_flops == row.pruned_flops
+            and (not joint or other.episodes_per_epoch == row.episodes_per_epoch)
+        ]
+        if bests:
+            found[key] = statistics.fmean(bests)
+    return found
+
+
+def summarise(rows: Sequence[Row], joint: bool, level: float | None = None) -> list[Line]:
+    """One line per contender, by pruned_flops, P and the contenders' order.
+
+    Args:
+        rows: finished runs.
+        joint: whether weights were trained while agents searched.
+        level: the reward that counts as reached; None: see `levels`.
+    """
+    groups: dict[tuple[float, int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.pruned_flops, row.episodes_per_epoch, row.agent), []).append(row)
+    by_default = levels(rows, joint)
+    lines = []
+    for key in sorted(groups, key=lambda key: (key[0], key[1], rank(key[2]), key[2])):
+        found = by_default.get(key[:2]) if level is None else level
+        lines.append(_line(sorted(groups[key], key=lambda row: row.seed), joint, found))
+    return lines
+
+
+def _line(rows: Sequence[Row], joint: bool, level: float | None) -> Line:
+    first = rows[0]
+    bests, tests = [row.best_reward for row in rows], [row.test_accuracy for row in rows]
+    reached: list[int] = []
+    if level is not None:
+        counts = [evaluations_to(level, course(row, joint)) for row in rows]
+        reached = [count for count in counts if count is not None]
+    return Line(
+        first.agent,
+        first.pruned_flops,
+        first.episodes_per_epoch,
+        bests={row.seed: row.best_reward for row in rows},
+        best_mean=statistics.fmean(bests),
+        best_deviation=statistics.stdev(bests) if len(rows) > 1 else None,
+        test_mean=statistics.fmean(tests),
+        test_deviation=statistics.stdev(tests) if len(rows) > 1 else None,
+        mean_of_all=statistics.fmean(r for row in rows for rs in row.rewards for r in rs),
+        level=level,
+        reached=len(reached),
+        evaluations_to_level=statistics.fmean(reached) if reached else None,
+        evaluations=first.evaluations,
+        seconds=statistics.fmean(row.seconds["total"] for row in rows),
+    )

@@ -1,0 +1,130 @@
+"""The table of a comparison, in Markdown and for a terminal: the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+from rlal_fast.comparison.summary import Line
+
+_HEADINGS = (
+    "agent",
+    "P",
+    "evaluations",
+    "seeds",
+    "best reward",
+    "of each seed",
+    "test accuracy",
+    "mean of all episodes",
+    "evaluations to the level",
+    "seconds",
+)
+_LEFT = {"agent", "of each seed"}
+
+
+def is_joint(settings: Mapping[str, Any]) -> bool:
+    """Whether a comparison's weights were trained while its agents searched."""
+    return settings["evaluations"] is None
+
+
+def heading(settings: Mapping[str, Any]) -> str:
+    """What was compared, in one line."""
+    if is_joint(settings):
+        how = f"{settings['epochs']} epochs of joint training"
+    else:
+        how = f"{settings['evaluations']} evaluations on weights that stand still"
+    return (
+        f"{settings['arch']} on {settings['dataset']}: {how}, "
+        f"{settings['reward_images']} reward images"
+    )
+
+
+def markdown(settings: Mapping[str, Any], lines: Sequence[Line], level: float | None) -> str:
+    """The whole of table.md."""
+    parts = [f"# {heading(settings)}", _legend(level)]
+    for title, own in _sections(lines):
+        marks = ["---" if name in _LEFT else "---:" for name in _HEADINGS]
+        rows = [list(_HEADINGS), marks, *map(_cells, own)]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        parts += [f"## {title}", _levels(own), table]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rich_tables(settings: Mapping[str, Any], lines: Sequence[Line]) -> list[Table]:
+    """One table per pruned-FLOPs fraction."""
+    tables = []
+    for title, own in _sections(lines):
+        table = Table(title=f"{heading(settings)}; {title}", caption=_levels(own) or None)
+        for name in _HEADINGS:
+            table.add_column(name, justify="left" if name in _LEFT else "right")
+        for line in own:
+            table.add_row(*_cells(line))
+        tables.append(table)
+    return tables
+
+
+def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
+    for ratio, own in groupby(lines, key=lambda line: line.pruned_flops):
+        yield f"{_percent(ratio, 4)} % of the FLOPs pruned", list(own)
+
+
+def _legend(level: float | None) -> str:
+    said = "the mean best reward of random search" if level is None else f"{_percent(level)} %"
+    return (
+        "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split; "
+        "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
+        f"P: episodes per epoch. The level: {said}; its evaluations are the mean of the seeds that "
+        "reach it."
+    )
+
+
+def _levels(own: Sequence[Line]) -> str:
+    """The levels of one section in a line; empty where there is none."""
+    found = {line.level for line in own if line.level is not None}
+    if len(found) < 2:
+        return "".join(f"Level: {_percent(level)} %." for level in found)
+    by_p = {_p(line): _percent(line.level) for line in own if line.level is not None}
+    return "Level: " + ", ".join(f"{level} % at P = {p}" for p, level in by_p.items()) + "."
+
+
+def _cells(line: Line) -> list[str]:
+    seeds = len(line.bests)
+    each = ", ".join(f"{seed}: {_percent(best)}" for seed, best in line.bests.items())
+    return [
+        line.agent,
+        _p(line),
+        str(line.evaluations),
+        str(seeds),
+        _spread(line.best_mean, line.best_deviation),
+        each,
+        _spread(line.test_mean, line.test_deviation),
+        _percent(line.mean_of_all),
+        _to_level(line, seeds),
+        f"{line.seconds:.1f}",
+    ]
+
+
+def _p(line: Line) -> str:
+    return str(line.episodes_per_epoch)
+
+
+def _to_level(line: Line, seeds: int) -> str:
+    if line.level is None:
+        return "–"
+    if line.evaluations_to_level is None:
+        return f"never (0 of {seeds})"
+    return f"{line.evaluations_to_level:.0f} ({line.reached} of {seeds})"
+
+
+def _spread(mean: float, deviation: float | None) -> str:
+    return _percent(mean) + ("" if deviation is None else f" ± {_percent(deviation)}")
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    """In percent: two decimals, or as few as so many significant digits need."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.{digits}g}" if digits else f"{100 * value:.2f}"
