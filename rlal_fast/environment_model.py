@@ -35,6 +35,7 @@ class EnvironmentModelConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     steps_per_epoch: int = 50
     batch_size: int = 256
+    newest_share: float = 0.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -45,6 +46,7 @@ class EnvironmentModelConfig:
             "betas": all(0 <= beta < 1 for beta in self.betas),
             "steps_per_epoch": self.steps_per_epoch >= 0,
             "batch_size": self.batch_size >= 1,
+            "newest_share": 0 <= self.newest_share <= 1,
         }
         for name, valid in checks.items():
             if not valid:
@@ -184,10 +186,10 @@ class EnvironmentModel:
         Raises:
             InputError: the replay is empty or holds an epoch that was not begun.
         """
-        total = torch.zeros(())
+        config, total = self.config, torch.zeros(())
         with single_thread():
-            for _ in range(self.config.steps_per_epoch):
-                batch = replay.sample(self.config.batch_size, generator)
+            for _ in range(config.steps_per_epoch):
+                batch = replay.sample(config.batch_size, generator, config.newest_share)
                 condition = condition_on_epochs(self._run_gru(), batch.epoch)
                 predicted = self._decode(batch.state, batch.action, condition)
                 loss = (predicted - batch.episode_return).square().mean()
@@ -197,7 +199,7 @@ class EnvironmentModel:
                 self.embeddings.step()
                 total += loss.detach()
         self._z = None
-        return {"environment_loss": float(total) / max(1, self.config.steps_per_epoch)}
+        return {"environment_loss": float(total) / max(1, config.steps_per_epoch)}
 
     def state_dict(self) -> dict[str, Any]:
         """Embeddings, GRU, decoder and Adam states: tensors, numbers and containers of them."""
