@@ -46,7 +46,9 @@ def test_rising_rewards_with_a_moving_optimum_need_the_environment_model() -> No
     for seed in range(3):
         assert with_model[seed][0] < without[seed][0]
         assert with_model[seed][1] < without[seed][1]
-    assert mean(r[0] for r in with_model) < 0.65 * mean(r[0] for r in without)
+    # Seeds 0 to 4: mean 0.298 ± 0.027 -> 0.185 ± 0.014, best 0.217 ± 0.026 -> 0.091 ± 0.012.
+    # Both limits are more than three standard deviations of what three seeds give.
+    assert mean(r[0] for r in with_model) < 0.8 * mean(r[0] for r in without)
     assert mean(r[1] for r in with_model) < 0.65 * mean(r[1] for r in without)
 
 
@@ -54,8 +56,9 @@ def test_where_nothing_moves_it_costs_little() -> None:
     drift = still(EPOCHS)
     without, with_model = (regret(drift, e, 0) for e in (None, ENVIRONMENT))
     assert without[0] < 0.06  # both have learned: random episodes have 0.27
-    assert with_model[0] < without[0] + 0.04
-    assert with_model[1] < without[1] + 0.02
+    # Seeds 0 to 2: mean 0.018 -> 0.020, best 0.006 -> 0.006; 30 epochs: 0.016 -> 0.024.
+    assert with_model[0] < without[0] + 0.02
+    assert with_model[1] < without[1] + 0.01
 
 
 # --- the toy itself -------------------------------------------------------------------------------
@@ -67,12 +70,13 @@ def test_the_best_ratios_are_those_of_a_fine_grid(epoch: int) -> None:
     axis = torch.linspace(0, A_MAX, 81)
     first = torch.cartesian_prod(*[axis] * (GROUPS - 1))
     ratios = torch.cat([first, BUDGET - first.sum(1, keepdim=True)], dim=1)
-    allowed = ratios[((ratios[:, -1] >= 0) & (ratios[:, -1] <= A_MAX))]
+    last = ratios[:, -1]
+    allowed = ratios[(last > -1e-6) & (last < A_MAX + 1e-6)]
     on_grid = float(drift.rewards(allowed, epoch).max())
     assert on_grid - 1e-6 <= drift.best(epoch) < on_grid + 5e-4
     best = best_ratios(drift.costs[epoch])
     assert float(best.sum()) == pytest.approx(BUDGET)
-    assert float(best.max()) <= A_MAX
+    assert float(best.max()) <= A_MAX + 1e-6
 
 
 @pytest.mark.parametrize("make", [lambda: turning(8, 8), lambda: one_way(8, 0.5)])
@@ -80,7 +84,7 @@ def test_what_was_best_at_first_is_not_later(make: Callable[[], Drift]) -> None:
     drift = make()
     for epoch in (4, 7):
         stale = float(drift.rewards(best_ratios(drift.costs[0]), epoch))
-        assert stale < drift.best(epoch) - 0.05
+        assert stale < drift.best(epoch) - 0.03
 
 
 def test_regimes_come_back_and_jump_when_sudden() -> None:
