@@ -11,7 +11,7 @@ with a replay of 5 epochs, `centred` is without z, each reward less the mean of 
 
   drift (epochs, seeds)     w/o EE        EE            told          5 epochs      centred
   one_way, rise (30, 3)     0.317 ± 0.006 0.124 ± 0.014 0.117 ± 0.017 0.078 ± 0.011 0.133 ± 0.003
-  one_way, rise (24, 5)     0.298 ± 0.027 0.185 ± 0.014
+  one_way, rise (24, 9)     0.300 ± 0.027 0.195 ± 0.036
   turning 60, rise (30, 3)  0.226 ± 0.032 0.104 ± 0.005
   one_way (40, 2)           0.168 ± 0.012 0.106 ± 0.016 0.050 ± 0.025 0.034 ± 0.014
   still, rise (40, 2)       0.027 ± 0.005 0.013 ± 0.000 0.010 ± 0.003 0.022 ± 0.002
