@@ -163,6 +163,21 @@ def test_z_is_the_gru_over_the_epochs_so_far() -> None:
     assert EnvironmentModel(STATE, QUICK).z().shape == (0, QUICK.hidden)
 
 
+def test_a_share_of_newest_rewards_trains_on_them_alone() -> None:
+    config = replace(QUICK, steps_per_epoch=1, newest_share=1.0)
+    model, replay = EnvironmentModel(STATE, config), ReplayBuffer(100, GROUPS, STATE)
+    for epoch in range(2):
+        model.begin_epoch()
+        replay.add(episodes_of(epoch, 10, generator(epoch)), epoch)
+    batch = replay.sample(config.batch_size, generator(3), newest_share=1.0)
+    assert set(batch.epoch.tolist()) == {1}
+    expected = (model.predict(batch.state, batch.action, 1) - batch.episode_return).square().mean()
+    loss = model.update(replay, generator(3))["environment_loss"]
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(InputError, match="newest_share"):
+        EnvironmentModelConfig(newest_share=1.5)
+
+
 def test_predict_keeps_leading_shapes() -> None:
     model, _ = trained(2)
     g = generator()

@@ -106,6 +106,18 @@ def test_a_loaded_ring_draws_the_same_steps_and_may_grow() -> None:
     assert smaller.all_returns.tolist() == [6.5, 8.5]
 
 
+def test_a_share_of_the_steps_comes_from_the_newest_epoch() -> None:
+    replay = ReplayBuffer(10, GROUPS, STATE)
+    for epoch in range(4):  # the first two of 12 episodes are overwritten
+        replay.add(numbered(3 * epoch, 3), epoch)
+    plain = replay.sample(400, generator())
+    batch = replay.sample(400, generator(), newest_share=0.75)
+    assert set(batch.epoch[:300].tolist()) == {3}
+    assert set(batch.action[:300].floor().tolist()) == {9, 10, 11}
+    assert torch.equal(batch.action[300:], plain.action[300:])
+    assert set(plain.epoch.tolist()) == {0, 1, 2, 3}
+
+
 def test_only_the_filled_part_is_saved() -> None:
     replay = ReplayBuffer(10_000, GROUPS, STATE)
     replay.add(numbered(0, 2), epoch=0)

@@ -137,8 +137,15 @@ class ReplayBuffer:
         self._oldest = (self._oldest + overwritten) % self.capacity_episodes
         self._count = min(self._count + fresh, self.capacity_episodes)
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Transitions:
+    def sample(
+        self, batch_size: int, generator: torch.Generator, newest_share: float = 0.0
+    ) -> Transitions:
         """Draw `batch_size` steps, uniformly and with replacement, from all stored episodes.
+
+        Args:
+            batch_size: number B of steps.
+            generator: what draws them.
+            newest_share: share of the steps, in [0, 1], that comes from the newest epoch alone.
 
         Raises:
             InputError: nothing is stored yet.
@@ -146,6 +153,12 @@ class ReplayBuffer:
         if self._count == 0:
             raise InputError("the replay is empty: add episodes before sampling from it")
         index = torch.randint(len(self), (batch_size,), generator=generator)
+        if newest_share:
+            epochs = self.all_epochs
+            newest = int((epochs == epochs[-1]).sum()) * self.groups
+            few = round(newest_share * batch_size)
+            # Uniform where all epochs have equally many episodes, which is how the trainer adds.
+            index[:few] = len(self) - newest + index[:few] % newest
         # Drawn by age, not by slot, so that a buffer saved and loaded again draws the same steps.
         slot = self._slots(torch.div(index, self.groups, rounding_mode="floor"))
         step = index % self.groups
