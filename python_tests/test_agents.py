@@ -26,7 +26,9 @@ from rlal_fast.mlp import condition_on_epochs, single_thread
 from rlal_fast.replay import Episodes, ReplayBuffer, Transitions
 
 # Small and quick; the default sizes and rates are for thousands of updates.
-QUICK = SACConfig(hidden=(64, 64), batch_size=128, actor_lr=1e-3)
+QUICK = replace(
+    SACConfig.paper(), scale_rewards=True, hidden=(64, 64), batch_size=128, actor_lr=1e-3
+)
 
 
 @pytest.fixture(autouse=True)
@@ -166,11 +168,43 @@ def test_reward_scaling_is_the_spread_with_a_floor_and_off_for_the_paper() -> No
     assert SAC(4, 0, QUICK).update(replay, None, 1, generator())["reward_scale"] == 0.01
 
 
-def test_defaults_are_the_papers() -> None:
-    c = SACConfig()
+def test_the_preset_is_the_papers() -> None:
+    c = SACConfig.paper()
     assert (c.actor_lr, c.critic_lr, c.betas, c.alpha) == (1e-4, 1e-3, (0.9, 0.999), 0.1)
     assert (c.gamma, c.tau, c.hidden, c.a_max, c.batch_size) == (1.0, 0.005, (300, 300), 0.8, 256)
-    assert c.scale_rewards
+    assert (c.critics, c.pessimistic, c.return_weight, c.scale_rewards) == (2, True, 0.0, False)
+
+
+def test_with_whole_returns_nothing_is_learned_from_the_critics() -> None:
+    agent = SAC(4, 0, SACConfig(hidden=(16,)))
+    batch = random_replay().sample(64, generator(2))
+    assert torch.equal(agent.target(batch, None, generator(5)), batch.episode_return)
+
+
+def test_the_mean_of_all_critics_counts_unless_pessimistic() -> None:
+    batch = random_replay().sample(32, generator(2))
+    for pessimistic in (False, True):
+        agent = SAC(4, 0, SACConfig(hidden=(16,), critics=3, pessimistic=pessimistic))
+        a, log_pi = agent.pi(batch.state, None, batch.low, batch.high, generator(4))
+        q = agent.Q(agent.critics, batch.state, a, None)
+        assert q.shape == (3, 32)
+        loss, _ = agent.actor_loss(batch, None, generator(4))
+        value = q.amin(0) if pessimistic else q.mean(0)
+        torch.testing.assert_close(loss, (0.1 * log_pi - value).mean())
+
+
+def test_critics_predict_by_the_last_step_and_learn_to() -> None:
+    """Rewards that the last state tells: all critics come near them, and agree."""
+    agent = SAC(6, 0, SACConfig(hidden=(64,), batch_size=64))
+    replay, g = ReplayBuffer(1000, 4, 6), generator()
+    replay.add(walk(RandomAgent(), 300, g), 0)
+    agent.update(replay, None, 600, g)
+    fresh = walk(RandomAgent(), 200, g)
+    predicted = agent.predict(fresh.states, fresh.actions, None)
+    assert predicted.shape == (5, 200)
+    both = torch.stack([predicted.mean(0), fresh.rewards])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.9
+    assert float(predicted.std(0).mean()) < 0.3  # rewards were divided by their spread
 
 
 # --- problems with a known answer -----------------------------------------------------------------

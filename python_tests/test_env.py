@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlal_fast.agents import DDPG, SAC, Agent, DDPGConfig, RandomAgent, SACConfig, UniformAgent
-from rlal_fast.env import DYNAMIC_FEATURES, STATIC_FEATURES, PruningEnv, Rollout
+from rlal_fast.env import PruningEnv, Rollout
+from rlal_fast.errors import InputError
 from rlal_fast.evaluator import Evaluator
 from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.subnet import Subnet
+from rlal_fast.walk import DYNAMIC_FEATURES, PROFILE_FEATURES, STATIC_FEATURES
 
 IntArray = NDArray[np.int64]
 FULL = [5, 7, 11, 17]  # widths of Chain's groups
@@ -93,11 +95,15 @@ def make_env(
     return PruningEnv(graph, budget, KeptShare())
 
 
+BASIC_SIZE = len(STATIC_FEATURES) + len(DYNAMIC_FEATURES)
+STATE_SIZE = BASIC_SIZE + 1 + PROFILE_FEATURES
+
+
 def make_agent(name: str, z_size: int = 0) -> Agent:
     if name == "sac":
-        return SAC(PruningEnv.state_size, z_size, SACConfig(hidden=(16,)), seed=3)
+        return SAC(STATE_SIZE, z_size, SACConfig(hidden=(16,)), seed=3)
     if name == "ddpg":
-        return DDPG(PruningEnv.state_size, z_size, DDPGConfig(hidden=(16,)), seed=3)
+        return DDPG(STATE_SIZE, z_size, DDPGConfig(hidden=(16,)), seed=3)
     return RandomAgent(0.8) if name == "random" else UniformAgent(0.3)
 
 
@@ -195,15 +201,65 @@ def expected_dynamic(widths: list[int], g: int, budget: int) -> list[float]:
 def test_states_mean_what_the_method_says(graph: PrunableGraph, name: str, p: str) -> None:
     rollout = make_env(graph, float(p)).rollout(make_agent(name), 7, None, generator(5))
     states = rollout.episodes.states.double().numpy()
-    assert states.shape == (7, len(FULL), PruningEnv.state_size)
-    assert PruningEnv.state_size == len(STATIC_FEATURES) + len(DYNAMIC_FEATURES)
+    assert states.shape == (7, len(FULL), STATE_SIZE)
     assert states.min() >= 0
     assert states.max() <= 1
     for episode, widths in zip(states, rollout.widths.tolist(), strict=True):
-        static, dynamic = np.split(episode, [len(STATIC_FEATURES)], axis=1)
+        parts = np.split(episode, [len(STATIC_FEATURES), BASIC_SIZE, BASIC_SIZE + 1], axis=1)
+        static, dynamic, even, profile = parts
         np.testing.assert_allclose(static, expected_static(), atol=1e-6)
         expected = [expected_dynamic(widths, g, budget_by_hand(p)) for g in range(len(FULL))]
         np.testing.assert_allclose(dynamic, expected, atol=1e-6)
+        for g in range(len(FULL)):
+            np.testing.assert_allclose(profile[g], expected_profile(widths, g), atol=1e-5)
+            assert even_meets_the_budget(float(even[g, 0]), widths, g, budget_by_hand(p))
+
+
+def expected_profile(widths: list[int], g: int) -> list[float]:
+    """Slot k is the mean over its depths of the ratio decided there, 0 where none is yet."""
+    fine = 64  # depths looked at per slot: FULL has 4 groups, so no border lies within a slot
+    ratios = [1 - widths[i] / FULL[i] if i < g else 0.0 for i in range(len(FULL))]
+    depths = [(i + 0.5) / (PROFILE_FEATURES * fine) for i in range(PROFILE_FEATURES * fine)]
+    at = [ratios[int(depth * len(FULL))] for depth in depths]
+    return [sum(at[k * fine : (k + 1) * fine]) / fine for k in range(PROFILE_FEATURES)]
+
+
+def even_meets_the_budget(even: float, widths: list[int], g: int, budget: int) -> bool:
+    """The even ratio fits, or is a_max; one a little smaller does not fit, or is 0."""
+
+    def cost(ratio: float) -> int:
+        least = least_by_hand(1, 1)
+        later = [
+            max(full - math.floor(ratio * full + 1e-6), small)
+            for full, small in zip(FULL[g:], least[g:], strict=True)
+        ]
+        return chain_macs([*widths[:g], *later])
+
+    smaller = even - 0.8 / 256
+    fits = cost(even) <= budget or even >= 0.8 - 1e-6
+    return fits and (smaller < 1e-6 or cost(smaller - 1e-6) > budget)
+
+
+def test_a_basic_state_ends_before_the_profile(graph: PrunableGraph) -> None:
+    budget = Budget(graph.cost, 0.5)
+    basic = PruningEnv(graph, budget, KeptShare(), state="basic")
+    rich = PruningEnv(graph, budget, KeptShare())
+    assert (basic.state_size, rich.state_size) == (BASIC_SIZE, STATE_SIZE)
+    ours, theirs = (env.rollout(RandomAgent(0.8), 3, None, generator(1)) for env in (basic, rich))
+    assert torch.equal(ours.episodes.states, theirs.episodes.states[:, :, :BASIC_SIZE])
+    with pytest.raises(InputError, match="state='all' must be one of"):
+        PruningEnv(graph, budget, KeptShare(), state="all")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 7, 9, 27, 32, 54])
+def test_each_group_has_its_share_of_the_profile(groups: int) -> None:
+    from rlal_fast.walk import _places
+
+    places = _places(groups)
+    np.testing.assert_allclose(places.sum(0), 1, rtol=1e-5)
+    np.testing.assert_allclose(places.sum(1), PROFILE_FEATURES / groups, rtol=1e-5)
+    if groups <= PROFILE_FEATURES:  # then the profile tells every ratio
+        assert np.linalg.matrix_rank(places) == groups
 
 
 def test_the_kind_of_a_group_means_the_same_in_every_network() -> None:

@@ -10,7 +10,6 @@ from past_runs import plain
 from rlal_fast import agents
 from rlal_fast.agents import SACConfig
 from rlal_fast.data import ImageData
-from rlal_fast.env import STATIC_FEATURES
 from rlal_fast.environment_model import EnvironmentModelConfig
 from rlal_fast.errors import InputError
 from rlal_fast.history.content import decode, encode
@@ -19,6 +18,7 @@ from rlal_fast.joint_config import JointConfig
 from rlal_fast.models import create
 from rlal_fast.seeds import generator
 from rlal_fast.trainer import JointTrainer
+from rlal_fast.walk import STATIC_FEATURES
 
 EPISODES, EPOCHS = 6, 4
 

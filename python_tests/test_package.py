@@ -61,15 +61,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "device_training": {"data", "device", "seeds", "training_step", "weights"},
     "recalibration": {"data", "seeds"},
     # between the two; the evaluator is whatever has its methods
-    "env": {"agents", "flops", "graph", "replay", "subnet"},
+    "walk": {"flops", "graph", "replay"},
+    "screening": {"replay"},
+    "env": {"agents", "flops", "graph", "replay", "screening", "subnet", "walk"},
     "structures": {"env", "graph", "subnet"},
     # the loop
-    "joint_config": {"agents", "device", "environment_model", "kernels", "weights"},
+    "joint_config": {
+        "agents",
+        "device",
+        "environment_model",
+        "kernels",
+        "screening",
+        "walk",
+        "weights",
+    },
     # past runs
     "history": {"flops", "packed"},
     # these know the trainer by its type alone
     "joint_state": set(),
-    "history_record": {"env", "history", "joint_state"},
+    "history_record": {"history", "joint_state", "walk"},
     "joint_report": {"compaction", "device", "latency", "report", "subnet"},
     "finetune": {"compaction", "data", "device_training", "metrics", "weights"},
 }

@@ -225,6 +225,25 @@ class Budget:
         nearest = np.where(full - exact < np.abs(rounded - exact), full, rounded)
         return np.clip(nearest.astype(np.int64), low, high)
 
+    def even_ratio(self, widths: IntArray, group: int) -> NDArray[np.float64]:
+        """Ratios [P] that meet the budget if all groups from `group` on get them; a_max at most.
+
+        They are exact to a_max / 256, from above: a little more is removed than must be.
+
+        Args:
+            widths: int64 [P, G]; entries from `group` on are ignored.
+        """
+        full, least = self.full_widths[group:], self.min_widths[group:]
+        low, high = np.zeros(len(widths)), np.full(len(widths), self.a_max)
+        trial = widths.copy()
+        for _ in range(8):
+            ratio = (low + high) / 2
+            kept = full - np.floor(ratio[:, None] * full + 1e-7).astype(np.int64)
+            trial[:, group:] = np.maximum(kept, least)
+            fits = self.cost.macs(trial) <= self.macs
+            low, high = np.where(fits, low, ratio), np.where(fits, ratio, high)
+        return high
+
     def uniform_ratio(self) -> float:
         """The smallest ratio (to 1e-4) that, given to all groups, meets the budget; else a_max."""
         ratios = np.arange(10000) / 10000

@@ -9,8 +9,8 @@ import numpy as np
 
 from rlal_fast import joint_state
 from rlal_fast._version import __version__
-from rlal_fast.env import STATIC_FEATURES, static_features
 from rlal_fast.history.past_run import PastRun, new_id, now
+from rlal_fast.walk import STATIC_FEATURES
 
 if TYPE_CHECKING:
     from rlal_fast.trainer import JointTrainer
@@ -39,7 +39,7 @@ def past_run(trainer: JointTrainer) -> PastRun:
         seed=config.seed,
         reward_images=len(trainer.data.reward),
         feature_names=STATIC_FEATURES,
-        features=static_features(trainer.graph),
+        features=trainer.env.walk.features,
         cost=trainer.graph.cost,
         widths=episodes["widths"].numpy(),
         rewards=episodes["rewards"].numpy(),

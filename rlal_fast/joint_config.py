@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rlal_fast.agents import SACConfig
 from rlal_fast.device import check_name
 from rlal_fast.environment_model import EnvironmentModelConfig
 from rlal_fast.errors import InputError
 from rlal_fast.kernels.cuda import PRECISIONS
+from rlal_fast.screening import ScreeningConfig
+from rlal_fast.walk import STATES
 from rlal_fast.weights import WeightsConfig
 
 _MOST_EPISODES = 10_000_000
@@ -58,6 +61,10 @@ class JointConfig:
     """Where the weights are trained: "cpu", "cuda", "cuda:<number>", or "auto": a GPU where there
     is one. The agent stays on the CPU."""
     seed: int = 0
+    state: str = "profile"
+    """What the agent sees: "profile", or "basic", the components of method.md §3 alone."""
+    screening: ScreeningConfig = field(default_factory=ScreeningConfig)
+    """Which of many walked episodes are scored. For the agent "sac" alone: it has the critics."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     sac: SACConfig = field(default_factory=SACConfig)
     environment: EnvironmentModelConfig = field(default_factory=EnvironmentModelConfig)
@@ -70,6 +77,8 @@ class JointConfig:
                 f"evaluator_precision={self.evaluator_precision!r} must be one of "
                 f"{', '.join(PRECISIONS)}"
             )
+        if self.state not in STATES:
+            raise InputError(f"state={self.state!r} must be one of {', '.join(STATES)}")
         for name, least in (
             ("epochs", 0),
             ("episodes_per_epoch", 1),
@@ -162,3 +171,14 @@ class JointConfig:
         if epoch < self.warmup + self.random:
             return "random"
         return "policy" if epoch < self.epochs else "search"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {  # method.md's settings, all of them [P] or its own readings
+        "sac": SACConfig.paper(),
+        "state": "basic",
+        "screening": ScreeningConfig(candidates=1),
+    },
+}
+"""Fields of a JointConfig by the name of a preset."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlal_fast.errors import InputError
 
@@ -73,9 +74,18 @@ def restore(trainer: JointTrainer, joint: State) -> None:
 
 def past_episodes(trainer: JointTrainer) -> State:
     """The replay as widths int32 [N, G], rewards and epochs [N], oldest episode first."""
-    state, full = trainer.replay.state_dict(), torch.from_numpy(trainer.graph.full_widths)
-    widths = ((1 - state["actions"].double()) * full).round().to(torch.int32)
-    return {"widths": widths, "rewards": state["rewards"], "epochs": state["epochs"]}
+    state, widths = trainer.replay.state_dict(), torch.from_numpy(past_widths(trainer))
+    return {
+        "widths": widths.to(torch.int32),
+        "rewards": state["rewards"],
+        "epochs": state["epochs"],
+    }
+
+
+def past_widths(trainer: JointTrainer) -> NDArray[np.int64]:
+    """Widths int64 [N, G] of the replay's episodes, oldest first, as its ratios tell them."""
+    ratios = trainer.replay.all_actions.double().numpy()
+    return np.rint((1 - ratios) * trainer.graph.full_widths).astype(np.int64)
 
 
 def _restore_episodes(trainer: JointTrainer, state: State) -> None:

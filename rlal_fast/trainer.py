@@ -30,6 +30,7 @@ from rlal_fast.recalibration import recalibrate, training_sample
 from rlal_fast.replay import ReplayBuffer
 from rlal_fast.report import Report
 from rlal_fast.run_folder import RunFolder
+from rlal_fast.screening import Screening
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.structures import Structures
 from rlal_fast.subnet import Subnet
@@ -112,7 +113,9 @@ class JointTrainer:
             round_to=config.round_to,
         )
         self._make_evaluator()
-        self.env = PruningEnv(self.graph, self.budget, self.evaluator, config.importance)
+        self.env = PruningEnv(
+            self.graph, self.budget, self.evaluator, config.importance, config.state
+        )
         self.weights = trainer_for(model)(
             model,
             self.data,
@@ -159,7 +162,7 @@ class JointTrainer:
         )
 
     def _make_learners(self) -> None:
-        config, groups, size = self.config, len(self.graph.groups), PruningEnv.state_size
+        config, groups, size = self.config, len(self.graph.groups), self.env.state_size
         self.environment: EnvironmentModel | None = None
         if config.epoch_embedding:
             seed = derived_seed(config.seed, "environment model")
@@ -263,10 +266,22 @@ class JointTrainer:
         agent = self.random_agent if phase == "random" else self.agent
         z = self.environment.z()[epoch] if self.environment else None
         source = generator(self.config.seed, "episodes", epoch)
-        rollout = self.env.rollout(agent, self.config.episodes_in(epoch), z, source)
+        count, screening = self.config.episodes_in(epoch), self._screening(epoch, agent)
+        rollout = self.env.rollout(agent, count, z, source, screening)
         self.replay.add(rollout.episodes, epoch)
         self.episodes += len(rollout.subnets)
         return rollout
+
+    def _screening(self, epoch: int, agent: agents.Agent) -> Screening | None:
+        config = self.config.screening
+        if not isinstance(agent, agents.SAC) or config.candidates == 1 or not agent.updates:
+            return None
+        known: frozenset[bytes] = frozenset()
+        if epoch >= self.config.epochs:  # weights that stand still give the same reward again
+            widths = joint_state.past_widths(self)
+            same = self.replay.all_epochs.numpy() >= self.config.epochs - 1
+            known = frozenset(row.tobytes() for row in widths[same])
+        return Screening(config, agent, self.config.a_max, known)
 
     def _learn(self, epoch: int) -> dict[str, float]:
         """Updates the environment model on all rewards, then the agent on replayed transitions."""

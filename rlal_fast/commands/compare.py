@@ -156,7 +156,7 @@ def _plan(settings: Settings) -> Plan:
         episodes_per_epoch=_numbers("episodes_per_epoch", settings["episodes_per_epoch"], int),
         seeds=_seeds(settings["seeds"]),
         evaluations=evaluations,
-        base=joint_config({**base, "seed": 0, "preset": "default"}),
+        base=joint_config({**base, "seed": 0, "preset": "default", "candidates": None}),
     )
 
 

@@ -19,14 +19,12 @@ def joint_config(settings: Settings) -> JointConfig:
     """The options as a JointConfig; those that are none of its fields are left out."""
     import dataclasses
 
-    from rlal_fast.agents import SACConfig
     from rlal_fast.environment_model import EnvironmentModelConfig
-    from rlal_fast.joint_config import JointConfig
+    from rlal_fast.joint_config import PRESETS, JointConfig
     from rlal_fast.weights import WeightsConfig
 
-    presets = {"default": SACConfig, "paper": SACConfig.paper}
-    if settings["preset"] not in presets:
-        raise InputError(f"unknown preset {settings['preset']!r}: known are {', '.join(presets)}")
+    if settings["preset"] not in PRESETS:
+        raise InputError(f"unknown preset {settings['preset']!r}: known are {', '.join(PRESETS)}")
     threads = settings["threads"]
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise InputError(f"threads={threads} must be in 1..{_MOST_THREADS}")
@@ -34,8 +32,14 @@ def joint_config(settings: Settings) -> JointConfig:
     values = {name: settings[name] for name in names}
     for name in ("include", "exclude"):
         values[name] = tuple(values[name])
+    preset = JointConfig(epochs=1, **PRESETS[settings["preset"]])
+    screening = preset.screening
+    if settings["candidates"] is not None:
+        screening = dataclasses.replace(screening, candidates=settings["candidates"])
     return JointConfig(
         **values,
+        state=preset.state,
+        screening=screening,
         weights=WeightsConfig(
             lr=settings["lr"],
             momentum=settings["momentum"],
@@ -44,7 +48,7 @@ def joint_config(settings: Settings) -> JointConfig:
             amp=settings["amp"],
             capture=settings["capture"],
         ),
-        sac=dataclasses.replace(presets[settings["preset"]](), a_max=settings["a_max"]),
+        sac=dataclasses.replace(preset.sac, a_max=settings["a_max"]),
         environment=EnvironmentModelConfig(steps_per_epoch=settings["environment_steps"]),
     )
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlal_fast.agents import SACConfig
-from rlal_fast.joint_config import JointConfig
+from rlal_fast.joint_config import PRESETS, JointConfig
 
 EMBEDDED = "-ee"  # ends the name of a contender with the environment model
 
@@ -36,7 +35,7 @@ class Contender:
 
 
 _WITH_MODEL = {"epoch_embedding": True}
-_PAPER = {"agent": "sac", "sac": SACConfig.paper()}
+_PAPER = {"agent": "sac", **PRESETS["paper"]}
 
 CONTENDERS: dict[str, Contender] = {
     "uniform": Contender("one ratio for all groups", {"agent": "uniform"}, constant=True),
@@ -46,9 +45,9 @@ CONTENDERS: dict[str, Contender] = {
     "ddpg-ee": Contender("DDPG with the environment model", {"agent": "ddpg", **_WITH_MODEL}),
     "sac": Contender("SAC", {"agent": "sac"}),
     "sac-ee": Contender("SAC with the environment model", {"agent": "sac", **_WITH_MODEL}),
-    "sac-paper": Contender("SAC, rewards not scaled", _PAPER),
+    "sac-paper": Contender("SAC with the paper's settings", _PAPER),
     "sac-paper-ee": Contender(
-        "SAC, rewards not scaled, with the environment model", {**_PAPER, **_WITH_MODEL}
+        "SAC with the paper's settings and the environment model", {**_PAPER, **_WITH_MODEL}
     ),
 }
 
