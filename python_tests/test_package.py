@@ -321,7 +321,7 @@ def test_readme_examples_run(
 def test_readme_uses_options_that_exist(readme: str) -> None:
     section = readme.split("## On the command line")[1].split("\n## ")[0]
     commands = set(re.findall(r"^ +rlal (\w+)", section, re.M))
-    assert commands == {"run", "flops", "evaluate", "info"}
+    assert commands == {"run", "flops", "evaluate", "compare", "history", "info"}
     helps = {name: subprocess_help(name) for name in commands}
     for line in re.findall(r"^ +rlal (.+)$", section, re.M):
         for option in re.findall(r"--[a-z-]+", line):
