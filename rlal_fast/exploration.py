@@ -1,0 +1,60 @@
+"""The episodes of one epoch: who walks them, and which of them are scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlal_fast import agents, joint_state
+from rlal_fast.env import Rollout, joined
+from rlal_fast.screening import Screening
+from rlal_fast.seeds import generator
+
+if TYPE_CHECKING:
+    from rlal_fast.trainer import JointTrainer
+
+
+def explore(trainer: JointTrainer, epoch: int, phase: str) -> Rollout:
+    """Walks and scores the episodes of an epoch.
+
+    Args:
+        trainer: whose environment and agents; nothing of it changes but the trial's evidence.
+        epoch: 0-based.
+        phase: as `HeadStart.phase` gives it.
+    """
+    config = trainer.config
+    z = trainer.environment.z()[epoch] if trainer.environment else None
+    source, count = generator(config.seed, "episodes", epoch), config.episodes_in(epoch)
+    if phase == "random":
+        return trainer.env.rollout(trainer.random_agent, count, z, source)
+    screening = _screening(trainer, epoch)
+    if phase != "trial":
+        return trainer.env.rollout(trainer.agent, count, z, source, screening)
+    random = (count + epoch % 2) // 2  # an odd one over goes to each in turn
+    parts = []
+    if count > random:
+        parts.append(trainer.env.rollout(trainer.agent, count - random, z, source, screening))
+    if random:
+        parts.append(trainer.env.rollout(trainer.random_agent, random, z, source))
+    rollout = joined(parts)
+    ensemble = trainer.head_start.ensemble(trainer.agent)
+    episodes = rollout.episodes
+    predicted = ensemble.predict(episodes.states, episodes.actions, z) if ensemble else None
+    trainer.head_start.witness(rollout.rewards, np.arange(count) < count - random, predicted)
+    return rollout
+
+
+def _screening(trainer: JointTrainer, epoch: int) -> Screening | None:
+    config, agent = trainer.config, trainer.agent
+    if not isinstance(agent, agents.SAC) or config.screening.candidates == 1:
+        return None
+    ensemble = trainer.head_start.ensemble(agent)
+    if ensemble is None:
+        return None
+    known: frozenset[bytes] = frozenset()
+    if epoch >= config.epochs:  # weights that stand still give the same reward again
+        widths = joint_state.past_widths(trainer)
+        same = trainer.replay.all_epochs.numpy() >= config.epochs - 1
+        known = frozenset(row.tobytes() for row in widths[same])
+    return Screening(config.screening, ensemble, config.a_max, known)
