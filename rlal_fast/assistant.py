@@ -45,6 +45,7 @@ class AssistantConfig:
     batch_size: int = 64
     history_steps: int = 800  # on past runs
     steps_per_epoch: int = 60  # on the run's own episodes
+    reward_spread_floor: float = 0.01  # as SAC's
     trust_prior: float = 20.0  # own episodes that weigh as much as the prior belief in past runs
 
     def __post_init__(self) -> None:
@@ -58,6 +59,7 @@ class AssistantConfig:
             "batch_size": self.batch_size >= 1,
             "history_steps": self.history_steps >= 0,
             "steps_per_epoch": self.steps_per_epoch >= 0,
+            "reward_spread_floor": self.reward_spread_floor > 0,
             "trust_prior": self.trust_prior > 0,
         }
         for name, valid in checks.items():
@@ -108,20 +110,17 @@ class Assistant:
                 self._step(self.history, adam, inputs[which], lessons[which].rewards, generator)
         self.trust = 1.0
 
-    def update(
-        self, replay: ReplayBuffer, floor: float, generator: torch.Generator, rounds: int = 1
-    ) -> None:
+    def update(self, replay: ReplayBuffer, generator: torch.Generator, rounds: int = 1) -> None:
         """Learns from the run's own episodes.
 
         Args:
             replay: all of them.
-            floor: least spread by which their rewards are divided.
             generator: what draws minibatches.
             rounds: how many epochs' worth of steps.
         """
         stored = replay.state_dict()
         mean, spread = replay.return_statistics()
-        wanted = (stored["rewards"] - mean) / max(spread, floor)
+        wanted = (stored["rewards"] - mean) / max(spread, self.config.reward_spread_floor)
         with single_thread():
             inputs = _inputs(stored["states"], stored["actions"])
             if self.trust:
@@ -183,9 +182,7 @@ class _RewardNet(nn.Module):
         self.copies = config.copies
         hidden, embedding, copies = (config.hidden,), config.embedding, config.copies
         self.phi = MLP(_GROUP_FEATURES, 0, hidden, embedding, generator, copies=copies)
-        self.rho = nn.ModuleList(
-            MLP(embedding, 0, hidden, 1, generator) for _ in range(copies)
-        )
+        self.rho = nn.ModuleList(MLP(embedding, 0, hidden, 1, generator) for _ in range(copies))
         self.profile = MLP(
             PROFILE_FEATURES + 1, 0, config.profile_hidden, 1, generator, copies=copies
         )

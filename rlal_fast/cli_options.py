@@ -70,6 +70,25 @@ SEARCH = _options(
     _option(
         "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
     ),
+    _option(
+        "--from-history",
+        default="off",
+        metavar="auto|RUN|off",
+        help="Learn from past runs: those that fit best, or this one (see `rlal history`).",
+    ),
+    _option(
+        "--transfer/--no-transfer", default=True, help="With it: begin with a past run's agent."
+    ),
+    _option(
+        "--augmented/--no-augmented",
+        default=False,
+        help="With it: first train that agent on all their episodes, for this budget, too.",
+    ),
+    _option(
+        "--assistant/--no-assistant",
+        default=False,
+        help="An ensemble, taught by past runs and this one, that picks what is scored.",
+    ),
 )
 LOOP = _options(
     _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),

@@ -1,4 +1,4 @@
-"""HeadStart: what a joint run makes of past runs, and how it notices that they hurt (method.md §10).
+"""HeadStart: what a joint run makes of past runs, and how it sees that they hurt (method.md §10).
 
 What was learned elsewhere may mislead. So it is on trial first: of the first epochs' episodes, half
 are chosen by it, half at random, and all are scored for real, as they would be anyway. If its own
@@ -21,6 +21,7 @@ from rlal_fast import transfer
 from rlal_fast.agents import SAC, Agent
 from rlal_fast.assistant import Assistant, AssistantConfig
 from rlal_fast.history.past_run import PastRun
+from rlal_fast.replay import ReplayBuffer
 from rlal_fast.screening import Ensemble
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.transfer import HistoryConfig
@@ -62,6 +63,7 @@ class HeadStart:
     Attributes:
         source: id of the run whose agent was transferred, or None.
         refused: why the best-matching run's agent could not be, or None.
+        lessons: how many runs' episodes were learned from.
         assistant: what predicts rewards beside the agent, or None.
         status: "off", "trial", "kept" or "dropped".
         reason: why it was dropped, or None.
@@ -81,6 +83,7 @@ class HeadStart:
         self.source: str | None = None
         self.refused: str | None = None
         self.reason: str | None = None
+        self.lessons = 0
         self._evidence = _Evidence()
         runs = transfer.ranked(
             runs, target.arch, target.dataset, target.groups, target.pruned_flops
@@ -122,7 +125,21 @@ class HeadStart:
     def _lessons(self, runs: Sequence[PastRun]) -> list[Any]:
         other = (self._target.pruned_flops,) if self.config.augmented else ()
         found = [transfer.lessons(run, self.config, self._target.state, other) for run in runs]
-        return [lesson for lesson in found if lesson is not None]
+        lessons = [lesson for lesson in found if lesson is not None]
+        self.lessons = len(lessons)
+        return lessons
+
+    @property
+    def given(self) -> bool:
+        """Whether past runs gave anything that is not dropped."""
+        return self.status in (_TRIAL, _KEPT)
+
+    def summary(self) -> str | None:
+        """What was learned, in words for the user; None: nothing was to be."""
+        parts = [] if self.source is None else [f"the agent of run {self.source}"]
+        if self.lessons:
+            parts.append(f"episodes of {self.lessons} run{'s' * (self.lessons > 1)}")
+        return ", ".join(parts) if parts else self.refused
 
     # -- in the run --------------------------------------------------------------------------------
 
@@ -139,9 +156,9 @@ class HeadStart:
         found: list[Ensemble] = []
         if self.assistant is not None and self.assistant.ready:
             found.append(self.assistant)
-        if isinstance(agent, SAC) and agent.updates:
-            if not found or self.config.critics_screen:
-                found.append(agent)
+        wanted = self.config.critics_screen or not found
+        if wanted and isinstance(agent, SAC) and agent.updates:
+            found.append(agent)
         if not found:
             return None
         return found[0] if len(found) == 1 else _Together(found)
@@ -186,6 +203,12 @@ class HeadStart:
             self.assistant = self._blank_assistant()
         return self.reason is not None
 
+    def learn(self, replay: ReplayBuffer, epoch: int, rounds: int) -> None:
+        """Teaches the assistant what the run's own episodes were worth, so many epochs' steps."""
+        if self.assistant is not None:
+            source = generator(self._target.seed, "assistant", epoch)
+            self.assistant.update(replay, source, rounds)
+
     def record(self) -> str | None:
         """For an epoch's record: the status, with the reason why something was dropped."""
         if self.status == _OFF:
@@ -225,10 +248,10 @@ class _Together:
 
 def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """Spearman's, ties at their mean rank; 0 where one of them is constant."""
-    ranks = [_ranks(values) for values in (a, b)]
-    if any(rank.std() == 0 for rank in ranks):
+    ours, theirs = _ranks(a), _ranks(b)
+    if ours.std() == 0 or theirs.std() == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ours, theirs)[0, 1])
 
 
 def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -286,15 +286,11 @@ class JointTrainer:
         source = generator(self.config.seed, "learning", epoch)
         if self.environment:
             metrics.update(self.environment.update(self.replay, source))
-        steps, rounds = self.config.agent_updates, 1
-        if steps is None:
-            steps = self.config.episodes_per_epoch * len(self.graph.groups)
+        default, rounds = self.config.episodes_per_epoch * len(self.graph.groups), 1
+        steps = default if self.config.agent_updates is None else self.config.agent_updates
         if self.head_start.judge():  # from here on as from scratch, with all episodes so far
             self.agent, rounds = self._new_agent(), len(self.replay.epochs)
-        if self.head_start.assistant is not None:
-            floor = self.config.sac.reward_spread_floor
-            drawn = generator(self.config.seed, "assistant", epoch)
-            self.head_start.assistant.update(self.replay, floor, drawn, rounds)
+        self.head_start.learn(self.replay, epoch, rounds)
         z = self.environment.z() if self.environment else None
         return {**metrics, **self.agent.update(self.replay, z, rounds * steps, source)}
 

@@ -1,4 +1,4 @@
-"""What past runs teach before a new one begins: its agent, and lessons on one scale (method.md §10).
+"""What past runs teach before a new one begins: its agent, and lessons (method.md §10).
 
 A state means the same in any network, so the agent of one run can start another. Rewards do not:
 they are taken relative to the full network's of their epoch, then centred and divided by their
@@ -195,9 +195,7 @@ def _walk(run: PastRun, pruned_flops: float, state: str) -> Walk:
     return Walk(run.features, budget, state)
 
 
-def train(
-    agent: SAC, pooled: Sequence[Episodes], steps: int, generator: torch.Generator
-) -> None:
+def train(agent: SAC, pooled: Sequence[Episodes], steps: int, generator: torch.Generator) -> None:
     """Trains `agent` offline on several runs' lessons, in turns, as on a replay of its own.
 
     z stays without weight: of past epochs there is none.
@@ -212,4 +210,3 @@ def train(
     for turn in range(math.ceil(steps / _CHUNK)):
         replay = replays[turn % len(replays)]
         agent.update(replay, z, min(_CHUNK, steps - turn * _CHUNK), generator)
-
