@@ -87,8 +87,10 @@ def unusable(run: PastRun, agent: Any) -> str | None:
     """Why the agent of `run` cannot start `agent`, as the end of a sentence; None: it can."""
     if not isinstance(agent, SAC):
         return f"only sac can begin with a past agent, not {agent.name}"
-    if run.agent_name != "sac" or run.agent_state is None:
+    if run.agent_name != "sac":
         return f"its agent is {run.agent_name}, not sac"
+    if run.agent_state is None:
+        return "it kept no agent"
     if run.feature_names != STATIC_FEATURES:
         return "its states are of another version of rlal_fast"
     ours, theirs = agent.state_dict(), run.agent_state

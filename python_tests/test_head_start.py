@@ -1,0 +1,156 @@
+"""head_start.py: what past runs bring to a joint run, its trial, and what is left if it hurts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from known_rewards import finished, rewards, search
+
+from rlal_fast import joint_state
+from rlal_fast.agents import SACConfig
+from rlal_fast.history.past_run import PastRun
+from rlal_fast.trainer import JointTrainer
+from rlal_fast.transfer import HistoryConfig
+
+NOTHING = {"transfer": False}
+SWITCHES: dict[str, dict[str, bool]] = {
+    "transfer": {"transfer": True},
+    "augmented": {"transfer": False, "augmented": True},
+    "assistant": {"transfer": False, "assistant": True},
+    "all": {"transfer": True, "augmented": True, "assistant": True},
+}
+
+
+@pytest.fixture(scope="module")
+def source() -> PastRun:
+    return finished(pruned_flops=0.35)
+
+
+@pytest.fixture(scope="module")
+def adverse() -> PastRun:
+    """A past run of a world in which what was good was bad."""
+    return finished(pruned_flops=0.35, adverse=True)
+
+
+def learning(**what: Any) -> HistoryConfig:
+    return HistoryConfig(augmented_steps=100, **what)
+
+
+def statuses(trainer: JointTrainer) -> list[str]:
+    return [str(record["history"]) for record in trainer.log.records]
+
+
+def best(trainer: JointTrainer, episodes: int) -> float:
+    return float(np.concatenate(rewards(trainer))[:episodes].max())
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_helps_is_kept_and_helps(source: PastRun, name: str) -> None:
+    helped = search([source], learning(**SWITCHES[name]))
+    alone = search()
+    for trainer in (helped, alone):
+        trainer.search()
+    assert statuses(helped) == ["trial", *["kept"] * 5]
+    assert [record["phase"] for record in helped.log.records[:3]] == ["trial", "trial", "search"]
+    assert [record["phase"] for record in alone.log.records[:3]] == ["random", "random", "search"]
+    chosen = np.mean([row[:5] for row in rewards(helped)[:2]])
+    random = np.mean([row[5:] for row in rewards(helped)[:2]])
+    assert chosen > random + 0.02
+    assert best(helped, 20) > best(alone, 20)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_hurts_is_dropped_and_the_run_ends_as_well(adverse: PastRun, name: str) -> None:
+    trainer = search([adverse], learning(**SWITCHES[name]), search_epochs=12)
+    alone = search(search_epochs=12)
+    for run in (trainer, alone):
+        run.search()
+    assert trainer.head_start.status == "dropped"
+    assert statuses(trainer)[1].startswith("dropped: its episodes are no better than random ones")
+    assert [record["phase"] for record in trainer.log.records[:3]] == ["trial", "trial", "search"]
+    assert best(trainer, 120) >= best(alone, 120) - 0.02
+
+
+def test_after_a_drop_all_is_as_new(adverse: PastRun) -> None:
+    trainer = search([adverse], learning(transfer=True, assistant=True), agent_updates=0)
+    fresh = search([], learning(assistant=True), agent_updates=0)
+    trainer.search()
+    ours, theirs = trainer.agent.state_dict(), fresh.agent.state_dict()
+    for name, weights in theirs["actor"].items():
+        assert torch.equal(ours["actor"][name], weights)
+    assert trainer.head_start.assistant is not None
+    assert trainer.head_start.assistant.trust == 0
+
+
+def test_without_past_runs_nothing_changes() -> None:
+    plain, willing = search([], HistoryConfig(**NOTHING)), search([], learning(augmented=True))
+    for trainer in (plain, willing):
+        trainer.search()
+    assert rewards(plain) == rewards(willing)
+    assert statuses(plain) == ["None"] * 6
+
+
+def test_past_runs_that_are_not_asked_change_nothing(source: PastRun) -> None:
+    plain, given = search(), search([source], HistoryConfig(**NOTHING))
+    for trainer in (plain, given):
+        trainer.search()
+    assert rewards(plain) == rewards(given)
+
+
+def test_an_assistant_without_past_runs_learns_from_the_run() -> None:
+    trainer = search([], learning(assistant=True))
+    trainer.search()
+    assistant = trainer.head_start.assistant
+    assert assistant is not None
+    assert assistant.updates == 6
+    assert assistant.trust == 0
+    assert trainer.head_start.status == "off"
+
+
+def test_a_run_whose_agent_fits_is_found_behind_one_whose_agent_does_not(source: PastRun) -> None:
+    other = finished(pruned_flops=0.5, sac=SACConfig(hidden=(48,)), search_epochs=3)
+    start = search([source, other], learning()).head_start
+    assert start.source == source.id
+    assert "1x46x48" in str(start.refused)  # the one that is most like it, by its pruned_flops
+    alone = search([other], learning()).head_start
+    assert alone.source is None
+    assert alone.status == "off"
+
+
+def test_a_few_episodes_an_epoch_are_on_trial_in_turns(source: PastRun) -> None:
+    config = HistoryConfig(trial_episodes=4)
+    trainer = search([source], config, episodes_per_epoch=1, search_epochs=6)
+    trainer.search()
+    assert [record["phase"] for record in trainer.log.records] == [*["trial"] * 4, *["search"] * 2]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("stopped", [1, 3])
+def test_a_resumed_run_ends_bit_for_bit_the_same_without_its_past_runs(
+    source: PastRun, name: str, stopped: int
+) -> None:
+    config, changes = learning(**SWITCHES[name]), {"epoch_embedding": True, "search_epochs": 4}
+    whole, first = (search([source], config, **changes) for _ in range(2))
+    second = search([], config, **changes)
+    whole.search()
+    for epoch in range(stopped):
+        first._finish_epoch(first._joint_epoch(epoch))
+    joint_state.restore(second, joint_state.gather(first, False))
+    second.search()
+    assert rewards(second) == rewards(whole)[stopped:]
+    assert statuses(second) == statuses(whole)[stopped:]
+
+
+def test_a_dropped_one_stays_dropped_in_a_resumed_run(adverse: PastRun) -> None:
+    whole = search([adverse], learning())
+    first, second = search([adverse], learning()), search([], learning())
+    whole.search()
+    for epoch in range(2):
+        first._finish_epoch(first._joint_epoch(epoch))
+    joint_state.restore(second, joint_state.gather(first, False))
+    second.search()
+    assert rewards(second) == rewards(whole)[2:]
+    assert second.head_start.reason == whole.head_start.reason
