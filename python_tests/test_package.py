@@ -85,6 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "agents",
         "assistant",
         "history",
+        "joint_config",
         "replay",
         "screening",
         "seeds",

@@ -203,6 +203,7 @@ def test_lessons_teach_an_agent_whatever_the_number_of_groups(source: PastRun) -
         ("least_baseline", 1.1),
         ("least_use", -0.1),
         ("trial_episodes", 1),
+        ("longest_trial", 19),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:

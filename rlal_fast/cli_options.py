@@ -71,6 +71,11 @@ SEARCH = _options(
         "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
     ),
     _option(
+        "--history/--no-history",
+        default=True,
+        help="Keep episodes and agent for later runs: see `rlal history`.",
+    ),
+    _option(
         "--from-history",
         default="off",
         metavar="auto|RUN|off",
@@ -108,11 +113,6 @@ LOOP = _options(
     _option("--min-width", default=1, help="Fewest channels of a group."),
     _option(
         "--round-to", default=1, help="Widths are multiples of this; 8 or 16 suits many devices."
-    ),
-    _option(
-        "--history/--no-history",
-        default=True,
-        help="Keep episodes and agent for later runs: see `rlal history`.",
     ),
 )
 WEIGHTS = _options(

@@ -19,26 +19,24 @@ from torch import Tensor
 
 from rlal_fast import transfer
 from rlal_fast.agents import SAC, Agent
-from rlal_fast.assistant import Assistant, AssistantConfig
+from rlal_fast.assistant import Assistant
 from rlal_fast.history.past_run import PastRun
+from rlal_fast.joint_config import JointConfig
 from rlal_fast.replay import ReplayBuffer
 from rlal_fast.screening import Ensemble
 from rlal_fast.seeds import derived_seed, generator
-from rlal_fast.transfer import HistoryConfig
 
 _OFF, _TRIAL, _KEPT, _DROPPED = "off", "trial", "kept", "dropped"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is known of the new run before it begins."""
+    """What is known of the new run beside its settings."""
 
     arch: str
     dataset: str
     groups: int
-    pruned_flops: float
-    state: str
-    seed: int
+    reward_images: int
 
 
 @dataclass
@@ -49,16 +47,28 @@ class _Evidence:
     random: list[float] = field(default_factory=list)
     correlations: list[float] = field(default_factory=list)
 
+    @property
+    def episodes(self) -> int:
+        return len(self.chosen) + len(self.random)
+
+    def tells(self, images: int) -> bool:
+        """Whether rewards differ by more than they would of as many other images.
+
+        Early in joint training all sub-networks may be about as good as guessing.
+        """
+        rewards = np.array(self.chosen + self.random)
+        mean = float(rewards.mean())
+        return float(rewards.std()) > np.sqrt(mean * (1 - mean) / images)
+
 
 class HeadStart:
     """What past runs give to a new one. Without any it gives nothing.
 
     Args:
-        config: what is learned from them.
+        run_config: the new run's settings, and in them what is learned from past ones.
         runs: the past runs; the agent comes from the one that fits best of those whose agent can.
         target: the new run.
         agent: the new run's agent, which is given what was learned.
-        assistant: settings of the assistant.
 
     Attributes:
         source: id of the run whose agent was transferred, or None.
@@ -71,14 +81,12 @@ class HeadStart:
 
     def __init__(
         self,
-        config: HistoryConfig,
+        run_config: JointConfig,
         runs: Sequence[PastRun],
         target: Target,
         agent: Agent,
-        assistant: AssistantConfig | None = None,
     ) -> None:
-        self.config, self._target = config, target
-        self._assistant_config = assistant
+        self.config, self._run_config, self._target = run_config.history, run_config, target
         self.assistant = self._blank_assistant()
         self.source: str | None = None
         self.refused: str | None = None
@@ -86,7 +94,7 @@ class HeadStart:
         self.lessons = 0
         self._evidence = _Evidence()
         runs = transfer.ranked(
-            runs, target.arch, target.dataset, target.groups, target.pruned_flops
+            runs, target.arch, target.dataset, target.groups, run_config.pruned_flops
         )
         taught = self._teach_agent(agent, runs)
         taught |= self._teach_assistant(runs)
@@ -95,7 +103,9 @@ class HeadStart:
     def _blank_assistant(self) -> Assistant | None:
         if not self.config.assistant:
             return None
-        return Assistant(self._assistant_config, derived_seed(self._target.seed, "assistant"))
+        return Assistant(
+            self._run_config.assistant, derived_seed(self._run_config.seed, "assistant")
+        )
 
     def _teach_agent(self, agent: Agent, runs: Sequence[PastRun]) -> bool:
         config = self.config
@@ -111,7 +121,7 @@ class HeadStart:
         if config.augmented:
             pooled = self._lessons(runs)
             if pooled:
-                source = generator(self._target.seed, "augmented transfer")
+                source = generator(self._run_config.seed, "augmented transfer")
                 transfer.train(agent, pooled, config.augmented_steps, source)
         return True
 
@@ -119,12 +129,12 @@ class HeadStart:
         pooled = self._lessons(runs) if self.assistant is not None else []
         if not pooled or self.assistant is None:
             return False
-        self.assistant.study(pooled, generator(self._target.seed, "assistant's lessons"))
+        self.assistant.study(pooled, generator(self._run_config.seed, "assistant's lessons"))
         return True
 
     def _lessons(self, runs: Sequence[PastRun]) -> list[Any]:
-        other = (self._target.pruned_flops,) if self.config.augmented else ()
-        found = [transfer.lessons(run, self.config, self._target.state, other) for run in runs]
+        other = (self._run_config.pruned_flops,) if self.config.augmented else ()
+        found = [transfer.lessons(run, self.config, self._run_config.state, other) for run in runs]
         lessons = [lesson for lesson in found if lesson is not None]
         self.lessons = len(lessons)
         return lessons
@@ -186,9 +196,12 @@ class HeadStart:
     def judge(self) -> bool:
         """Ends the trial if it has enough episodes. True: what was learned is to be dropped."""
         seen = self._evidence
-        both = seen.chosen and seen.random
-        enough = len(seen.chosen) + len(seen.random) >= self.config.trial_episodes
-        if self.status != _TRIAL or not (both and enough):
+        if self.status != _TRIAL or not (seen.chosen and seen.random):
+            return False
+        if seen.episodes < self.config.trial_episodes:
+            return False
+        tells = seen.tells(self._target.reward_images)
+        if not tells and seen.episodes < self.config.longest_trial:
             return False
         chosen, random = np.mean(seen.chosen), np.mean(seen.random)
         correlation = np.mean(seen.correlations) if seen.correlations else 1.0
@@ -206,7 +219,7 @@ class HeadStart:
     def learn(self, replay: ReplayBuffer, epoch: int, rounds: int) -> None:
         """Teaches the assistant what the run's own episodes were worth, so many epochs' steps."""
         if self.assistant is not None:
-            source = generator(self._target.seed, "assistant", epoch)
+            source = generator(self._run_config.seed, "assistant", epoch)
             self.assistant.update(replay, source, rounds)
 
     def record(self) -> str | None:

@@ -173,10 +173,8 @@ class JointTrainer:
             seed = derived_seed(config.seed, "environment model")
             self.environment = EnvironmentModel(size, config.environment, seed)
         self.agent = self._new_agent()
-        target = Target(
-            self.arch, self.data.name, groups, config.pruned_flops, config.state, config.seed
-        )
-        self.head_start = HeadStart(config.history, history, target, self.agent, config.assistant)
+        target = Target(self.arch, self.data.name, groups, len(self.data.reward))
+        self.head_start = HeadStart(config, history, target, self.agent)
         self.random_agent = agents.RandomAgent(config.a_max)
         capacity = config.total_epochs * config.episodes_per_epoch
         self.replay = ReplayBuffer(capacity, groups, size)

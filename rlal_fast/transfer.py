@@ -47,6 +47,7 @@ class HistoryConfig:
     the run's last epoch are left out: their rewards are of weights that were still to learn."""
     least_use: float = 0.8  # of a budget that an episode was not made for, to be taken as its own
     trial_episodes: int = 20  # after so many, half of them random, what does not help is dropped
+    longest_trial: int = 100  # episodes, while rewards differ by no more than by chance
 
     def __post_init__(self) -> None:
         checks = {
@@ -54,6 +55,7 @@ class HistoryConfig:
             "least_baseline": 0 <= self.least_baseline <= 1,
             "least_use": 0 <= self.least_use <= 1,
             "trial_episodes": self.trial_episodes >= 2,
+            "longest_trial": self.longest_trial >= self.trial_episodes,
         }
         for name, valid in checks.items():
             if not valid:

@@ -36,8 +36,9 @@ _MOST_SEEDS = 10_000
 @click.option(
     "--agents",
     default="uniform,random,evolutionary,ddpg,sac,sac-ee",
-    help="Also ddpg-ee, sac-paper, sac-paper-ee; -ee: with the environment model. With --history "
-    "sac-transfer, sac-augmented, sac-assistant, sac-history, sac-history-augmented.",
+    help="Also ddpg-ee, sac-paper, sac-paper-ee, sac-assisted; -ee: with the environment model. "
+    "They learn from --history: sac-transfer, sac-augmented, sac-assistant, sac-history, "
+    "sac-history-augmented; each with parts of what `rlal run --from-history` does.",
 )
 @click.option("--pruned-flops", default="0.5", help="Fractions of the FLOPs, e.g. 0.35,0.5,0.65.")
 @click.option("--episodes-per-epoch", default="10", help="Values of P, e.g. 5,10,15.")
