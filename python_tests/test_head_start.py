@@ -12,17 +12,18 @@ from known_rewards import finished, rewards, search
 
 from rlal_fast import joint_state
 from rlal_fast.agents import SACConfig
+from rlal_fast.exploration import with_predictions
 from rlal_fast.history.past_run import PastRun
 from rlal_fast.trainer import JointTrainer
 from rlal_fast.transfer import HistoryConfig
 
 _EPOCHS = 9
 NOTHING = {"transfer": False}
-SWITCHES: dict[str, dict[str, bool]] = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "transfer": {"transfer": True},
     "augmented": {"transfer": False, "augmented": True},
     "assistant": {"transfer": False, "assistant": True},
-    "all": {"transfer": True, "augmented": True, "assistant": True},
+    "all": {"transfer": True, "augmented": True, "assistant": True, "predicted_episodes": 5},
 }
 
 
@@ -116,6 +117,21 @@ def test_an_assistant_without_past_runs_learns_from_the_run() -> None:
     assert assistant.updates == 6
     assert assistant.trust == 0
     assert trainer.head_start.status == "off"
+
+
+def test_predicted_episodes_are_learned_from_and_not_kept() -> None:
+    trainer = search([], learning(assistant=True, predicted_episodes=7))
+    trainer._finish_epoch(trainer._joint_epoch(0))
+    both = with_predictions(trainer, 0)
+    assert (trainer.replay.episode_count, both.episode_count) == (10, 17)
+    assert torch.equal(both.all_returns[:10], trainer.replay.all_returns)
+    predicted = both.all_returns[10:]
+    assert trainer.head_start.assistant is not None
+    assert predicted.std() > 0
+    assert abs(float(predicted.mean() - trainer.replay.all_returns.mean())) < 0.3
+    assert with_predictions(search(), 0).episode_count == 0
+    trainer.search()
+    assert trainer.replay.episode_count == 60
 
 
 def test_a_run_whose_agent_fits_is_found_behind_one_whose_agent_does_not(source: PastRun) -> None:

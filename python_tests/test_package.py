@@ -93,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # these know the trainer by its type alone
     "joint_state": set(),
-    "exploration": {"agents", "env", "joint_state", "screening", "seeds"},
+    "exploration": {"agents", "env", "joint_state", "replay", "screening", "seeds", "walk"},
     "history_record": {"history", "joint_state", "walk"},
     "joint_report": {"compaction", "device", "latency", "report", "subnet"},
     "finetune": {"compaction", "data", "device_training", "metrics", "weights"},

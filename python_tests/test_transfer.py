@@ -199,6 +199,7 @@ def test_lessons_teach_an_agent_whatever_the_number_of_groups(source: PastRun) -
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("predicted_episodes", -1),
         ("augmented_steps", 0),
         ("least_baseline", 1.1),
         ("least_use", -0.1),

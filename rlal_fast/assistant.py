@@ -119,8 +119,8 @@ class Assistant:
             rounds: how many epochs' worth of steps.
         """
         stored = replay.state_dict()
-        mean, spread = replay.return_statistics()
-        wanted = (stored["rewards"] - mean) / max(spread, self.config.reward_spread_floor)
+        mean, spread = self._scale(replay)
+        wanted = (stored["rewards"] - mean) / spread
         with single_thread():
             inputs = _inputs(stored["states"], stored["actions"])
             if self.trust:
@@ -131,6 +131,15 @@ class Assistant:
             for _ in range(rounds * self.config.steps_per_epoch):
                 self._step(self.own, self._adam, inputs, wanted, generator)
         self.updates += 1
+
+    def rewards(self, episodes: Episodes, replay: ReplayBuffer) -> Tensor:
+        """What it expects episodes [P] to be worth, on the scale of the replay's rewards."""
+        mean, spread = self._scale(replay)
+        return self.predict(episodes.states, episodes.actions, None).mean(0) * spread + mean
+
+    def _scale(self, replay: ReplayBuffer) -> tuple[float, float]:
+        mean, spread = replay.return_statistics()
+        return mean, max(spread, self.config.reward_spread_floor)
 
     def _believed(self, taught: Tensor, wanted: Tensor) -> float:
         """Ridge regression of rewards on predictions, from 1 where nothing is known; at least 0."""

@@ -8,8 +8,10 @@ import numpy as np
 
 from rlal_fast import agents, joint_state
 from rlal_fast.env import Rollout, joined
+from rlal_fast.replay import ReplayBuffer
 from rlal_fast.screening import Screening
 from rlal_fast.seeds import generator
+from rlal_fast.walk import IntArray, Step, rewarded
 
 if TYPE_CHECKING:
     from rlal_fast.trainer import JointTrainer
@@ -43,6 +45,27 @@ def explore(trainer: JointTrainer, epoch: int, phase: str) -> Rollout:
     predicted = ensemble.predict(episodes.states, episodes.actions, z) if ensemble else None
     trainer.head_start.witness(rollout.rewards, np.arange(count) < count - random, predicted)
     return rollout
+
+
+def with_predictions(trainer: JointTrainer, epoch: int) -> ReplayBuffer:
+    """The replay, with episodes of the policy beside it whose rewards the assistant predicted."""
+    replay, assistant = trainer.replay, trainer.head_start.assistant
+    count = trainer.config.history.predicted_episodes
+    if assistant is None or not assistant.ready or not count:
+        return replay
+    z = trainer.environment.z()[epoch] if trainer.environment else None
+    source, env = generator(trainer.config.seed, "predicted episodes", epoch), trainer.env
+
+    def choose(step: Step, low: IntArray, high: IntArray) -> IntArray:
+        ratios = trainer.agent.act(step.state, z, step.low, step.high, source)
+        return env.budget.width(ratios.numpy(), step.group, low, high)
+
+    _, walked = env.walk.walk(count, choose)
+    size = replay.episode_count + count
+    both = ReplayBuffer(size, replay.groups, replay.state_size)
+    both.load_state_dict(replay.state_dict())
+    both.add(rewarded(walked, assistant.rewards(walked, replay).numpy()), epoch)
+    return both
 
 
 def _screening(trainer: JointTrainer, epoch: int) -> Screening | None:

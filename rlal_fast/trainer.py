@@ -22,7 +22,7 @@ from rlal_fast.env import PruningEnv, Rollout
 from rlal_fast.environment_model import EnvironmentModel
 from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.evaluator import Evaluator
-from rlal_fast.exploration import explore
+from rlal_fast.exploration import explore, with_predictions
 from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.head_start import HeadStart, Target
@@ -289,8 +289,9 @@ class JointTrainer:
         if self.head_start.judge():  # from here on as from scratch, with all episodes so far
             self.agent, rounds = self._new_agent(), len(self.replay.epochs)
         self.head_start.learn(self.replay, epoch, rounds)
+        replay = with_predictions(self, epoch)
         z = self.environment.z() if self.environment else None
-        return {**metrics, **self.agent.update(self.replay, z, rounds * steps, source)}
+        return {**metrics, **self.agent.update(replay, z, rounds * steps, source)}
 
     def _prune_and_finetune(self, state: dict[str, Any] | None) -> JointResult:
         """Cuts the best structure out of the full network, trains it a little more, and reports."""

@@ -41,6 +41,8 @@ class HistoryConfig:
     augmented: bool = False  # that agent is first trained on the episodes of all of them
     assistant: bool = False  # an assistant screens candidates; without past runs it starts blank
     critics_screen: bool = True  # beside the assistant, SAC's critics screen, too
+    predicted_episodes: int = 0
+    """Episodes per epoch that SAC learns from as if the assistant's predictions were rewards."""
     augmented_steps: int = 1500
     least_baseline: float = 0.95
     """Episodes of an epoch whose full network reached less than this share of what it reached in
@@ -51,6 +53,7 @@ class HistoryConfig:
 
     def __post_init__(self) -> None:
         checks = {
+            "predicted_episodes": self.predicted_episodes >= 0,
             "augmented_steps": self.augmented_steps >= 1,
             "least_baseline": 0 <= self.least_baseline <= 1,
             "least_use": 0 <= self.least_use <= 1,
