@@ -188,6 +188,8 @@ def _run_job(
             f"`{again} --max-minutes {limit.minutes:g}` goes on"
         )
         sys.exit(_STOPPED)
+    if trainer.head_start.reason is not None:
+        display.console.print(f"what past runs taught was dropped: {trainer.head_start.reason}")
     compaction.save(result.network, folder.model_dir)
     compaction.save_full(trainer.model, folder.path / "full.safetensors")
     finished = dataclasses.replace(result.report, command=settings["command"])
