@@ -119,7 +119,7 @@ def start(agent: SAC, run: PastRun) -> None:
     for name in _NETWORKS:
         ours[name] |= {k: v for k, v in run.agent_state[name].items() if k != "z_weight"}
     agent.load_state_dict(ours)
-    agent.updates = max(1, int(run.agent_state.get("updates", 1)))
+    agent.updates = 1  # its critics know something: they may screen from the first epoch on
     _forget_z(agent)
 
 
