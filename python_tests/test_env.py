@@ -253,9 +253,9 @@ def test_a_basic_state_ends_before_the_profile(graph: PrunableGraph) -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 7, 9, 27, 32, 54])
 def test_each_group_has_its_share_of_the_profile(groups: int) -> None:
-    from rlal_fast.walk import _places
+    from rlal_fast.walk import places
 
-    places = _places(groups)
+    places = places(groups)
     np.testing.assert_allclose(places.sum(0), 1, rtol=1e-5)
     np.testing.assert_allclose(places.sum(1), PROFILE_FEATURES / groups, rtol=1e-5)
     if groups <= PROFILE_FEATURES:  # then the profile tells every ratio

@@ -63,22 +63,37 @@ MAY_IMPORT: dict[str, set[str]] = {
     # between the two; the evaluator is whatever has its methods
     "walk": {"flops", "graph", "replay"},
     "screening": {"replay"},
+    "assistant": {"mlp", "replay", "walk"},
     "env": {"agents", "flops", "graph", "replay", "screening", "subnet", "walk"},
     "structures": {"env", "graph", "subnet"},
     # the loop
     "joint_config": {
         "agents",
+        "assistant",
         "device",
         "environment_model",
         "kernels",
         "screening",
+        "transfer",
         "walk",
         "weights",
     },
     # past runs
     "history": {"flops", "packed"},
+    "transfer": {"agents", "flops", "history", "replay", "walk"},
+    "head_start": {
+        "agents",
+        "assistant",
+        "history",
+        "joint_config",
+        "replay",
+        "screening",
+        "seeds",
+        "transfer",
+    },
     # these know the trainer by its type alone
     "joint_state": set(),
+    "exploration": {"agents", "env", "joint_state", "replay", "screening", "seeds", "walk"},
     "history_record": {"history", "joint_state", "walk"},
     "joint_report": {"compaction", "device", "latency", "report", "subnet"},
     "finetune": {"compaction", "data", "device_training", "metrics", "weights"},

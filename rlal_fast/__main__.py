@@ -27,7 +27,7 @@ from rlal_fast.cli_options import (
     WEIGHTS,
 )
 from rlal_fast.commands.compare import compare
-from rlal_fast.commands.history import history, remember
+from rlal_fast.commands.history import check_learned, history, recall, remember
 from rlal_fast.commands.settings import Settings, joint_config, load_data
 from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.run_folder import RunFolder
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 _PATHS = ("data_dir", "init")
 _NOT_SETTINGS = ("out", "resume", "quiet", "max_minutes")  # said anew at each call
 _MAY_CHANGE = ("device", "capture", "history")  # what a resumed run may be given anew
-_LATER = {"history": True}  # what the folder of a run by an earlier version may lack
+# What the folder of a run by an earlier version may lack.
+_LATER = {"history": True, "from_history": "off"}
+_LATER |= {"transfer": True, "augmented": False, "assistant": False}
 _STOPPED = 3  # exit status of a run that --max-minutes stopped
 
 
@@ -175,6 +177,8 @@ def _run_job(
     display.console.print(f"run folder: {folder.path}  (interrupted? {again})")
     if settings["device"] == "auto":
         display.console.print(f"device: {trainer.device}")
+    if (learned := trainer.head_start.summary()) is not None:
+        display.console.print(f"from the history: {learned}")
     try:
         with display:
             result = trainer.fit(limit.left())
@@ -184,6 +188,8 @@ def _run_job(
             f"`{again} --max-minutes {limit.minutes:g}` goes on"
         )
         sys.exit(_STOPPED)
+    if trainer.head_start.reason is not None:
+        display.console.print(f"what past runs taught was dropped: {trainer.head_start.reason}")
     compaction.save(result.network, folder.model_dir)
     compaction.save_full(trainer.model, folder.path / "full.safetensors")
     finished = dataclasses.replace(result.report, command=settings["command"])
@@ -216,8 +222,11 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
         data = load_data(settings, display.on_decode)
         torch.manual_seed(derived_seed(config.seed, "model"))
         model = models.create(settings["arch"], data.num_classes, data.image_shape[0])
-        if settings["init"] is not None and not checkpoint.exists(folder):
+        begins = not checkpoint.exists(folder)
+        if settings["init"] is not None and begins:
             compaction.load_full(model, settings["init"])
+        # a resumed run has what it learned in its checkpoint
+        choice = settings["from_history"] if begins else "off"
         trainer = JointTrainer(
             model,
             data,
@@ -226,7 +235,9 @@ def _prepare(folder: RunFolder, settings: Settings, quiet: bool) -> tuple[JointT
             arch=settings["arch"],
             on_epoch=display.on_epoch,
             on_batch=display.on_batch,
+            history=recall(choice, settings["arch"], data.name),
         )
+        check_learned(choice, trainer.head_start)
     return trainer, display
 
 

@@ -70,6 +70,30 @@ SEARCH = _options(
     _option(
         "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
     ),
+    _option(
+        "--history/--no-history",
+        default=True,
+        help="Keep episodes and agent for later runs: see `rlal history`.",
+    ),
+    _option(
+        "--from-history",
+        default="off",
+        metavar="auto|RUN|off",
+        help="Learn from past runs: those that fit best, or this one (see `rlal history`).",
+    ),
+    _option(
+        "--transfer/--no-transfer", default=True, help="With it: begin with a past run's agent."
+    ),
+    _option(
+        "--augmented/--no-augmented",
+        default=False,
+        help="With it: first train that agent on all their episodes, for this budget, too.",
+    ),
+    _option(
+        "--assistant/--no-assistant",
+        default=False,
+        help="An ensemble, taught by past runs and this one, that picks what is scored.",
+    ),
 )
 LOOP = _options(
     _option("--warmup-epochs", type=int, help="First epochs without episodes [5 %, at most 10]."),
@@ -89,11 +113,6 @@ LOOP = _options(
     _option("--min-width", default=1, help="Fewest channels of a group."),
     _option(
         "--round-to", default=1, help="Widths are multiples of this; 8 or 16 suits many devices."
-    ),
-    _option(
-        "--history/--no-history",
-        default=True,
-        help="Keep episodes and agent for later runs: see `rlal history`.",
     ),
 )
 WEIGHTS = _options(

@@ -47,6 +47,17 @@ class Rollout:
     episodes: Episodes
 
 
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """Several rollouts as one, in this order."""
+    names = list(vars(rollouts[0].episodes))
+    return Rollout(
+        [subnet for rollout in rollouts for subnet in rollout.subnets],
+        np.concatenate([rollout.widths for rollout in rollouts]),
+        np.concatenate([rollout.rewards for rollout in rollouts]),
+        Episodes(*(torch.cat([getattr(r.episodes, name) for r in rollouts]) for name in names)),
+    )
+
+
 class PruningEnv:
     """The agent's world.
 

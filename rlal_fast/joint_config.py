@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rlal_fast.agents import SACConfig
+from rlal_fast.assistant import AssistantConfig
 from rlal_fast.device import check_name
 from rlal_fast.environment_model import EnvironmentModelConfig
 from rlal_fast.errors import InputError
 from rlal_fast.kernels.cuda import PRECISIONS
 from rlal_fast.screening import ScreeningConfig
+from rlal_fast.transfer import HistoryConfig
 from rlal_fast.walk import STATES
 from rlal_fast.weights import WeightsConfig
 
@@ -68,6 +70,9 @@ class JointConfig:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     sac: SACConfig = field(default_factory=SACConfig)
     environment: EnvironmentModelConfig = field(default_factory=EnvironmentModelConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    """What is learned from past runs, where the trainer is given any."""
+    assistant: AssistantConfig = field(default_factory=AssistantConfig)
 
     def __post_init__(self) -> None:
         self._check_types()

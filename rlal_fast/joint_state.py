@@ -41,6 +41,7 @@ def gather(trainer: JointTrainer, tuning: bool) -> State:
         "model": trainer.model.state_dict(),
         "optimizer": None if tuning else trainer.weights.optimizer.state_dict(),
         "agent": trainer.agent.state_dict(),
+        "head_start": trainer.head_start.state_dict(),
         "environment": trainer.environment.state_dict() if trainer.environment else None,
         "replay": past_episodes(trainer),
         "structures": trainer.structures.state_dict(),
@@ -66,6 +67,8 @@ def restore(trainer: JointTrainer, joint: State) -> None:
     if joint["optimizer"] is not None:
         trainer.weights.optimizer.load_state_dict(joint["optimizer"])
     trainer.agent.load_state_dict(joint["agent"])
+    if "head_start" in joint:  # checkpoints of earlier versions have none
+        trainer.head_start.load_state_dict(joint["head_start"])
     if trainer.environment:
         trainer.environment.load_state_dict(joint["environment"])
     _restore_episodes(trainer, joint["replay"])

@@ -36,6 +36,7 @@ COLOURS = {
 _PHASES = {  # phase of a record -> (colour, words)
     "warmup": ("warmup", "warm-up"),
     "random": ("random", "random episodes"),
+    "trial": ("random", "past runs on trial"),
     "policy": ("policy", "policy episodes"),
     "search": ("policy", "search only"),
     "finetune": ("finetune", "fine-tuning (pruned)"),

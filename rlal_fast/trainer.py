@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +22,17 @@ from rlal_fast.env import PruningEnv, Rollout
 from rlal_fast.environment_model import EnvironmentModel
 from rlal_fast.errors import InputError, RunStopped
 from rlal_fast.evaluator import Evaluator
+from rlal_fast.exploration import explore, with_predictions
 from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
+from rlal_fast.head_start import HeadStart, Target
+from rlal_fast.history.past_run import PastRun
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import MetricsLog, Record
 from rlal_fast.recalibration import recalibrate, training_sample
 from rlal_fast.replay import ReplayBuffer
 from rlal_fast.report import Report
 from rlal_fast.run_folder import RunFolder
-from rlal_fast.screening import Screening
 from rlal_fast.seeds import derived_seed, generator
 from rlal_fast.structures import Structures
 from rlal_fast.subnet import Subnet
@@ -66,6 +68,8 @@ class JointTrainer:
         arch: name for the report.
         on_epoch: told each epoch's record.
         on_batch: told (batches done, batches in all) within an epoch of weights.
+        history: past runs to learn from, as config.history says; a resumed run has what it learned
+            in its checkpoint.
 
     Raises:
         InputError: the model cannot be pruned, does not fit the data, or cannot reach the budget;
@@ -82,6 +86,7 @@ class JointTrainer:
         arch: str | None = None,
         on_epoch: Callable[[Record], None] | None = None,
         on_batch: Callable[[int, int], None] | None = None,
+        history: Sequence[PastRun] = (),
     ) -> None:
         if not isinstance(data, ImageData):
             raise InputError(
@@ -127,7 +132,7 @@ class JointTrainer:
         self._masked = None
         if self.device.type != "cpu" and config.alignment:
             self._masked = MaskedAlignment(model, self.graph)
-        self._make_learners()
+        self._make_learners(history)
         self.structures = Structures(config.structures)
         self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
         self._since = time.perf_counter()  # up to here `total` counts
@@ -161,23 +166,28 @@ class JointTrainer:
             precision=config.evaluator_precision,
         )
 
-    def _make_learners(self) -> None:
+    def _make_learners(self, history: Sequence[PastRun]) -> None:
         config, groups, size = self.config, len(self.graph.groups), self.env.state_size
         self.environment: EnvironmentModel | None = None
         if config.epoch_embedding:
             seed = derived_seed(config.seed, "environment model")
             self.environment = EnvironmentModel(size, config.environment, seed)
-        self.agent = agents.create(
-            config.agent,
-            size,
-            self.environment.z_size if self.environment else 0,
-            config.sac,
-            derived_seed(config.seed, "agent"),
-            uniform_ratio=self.budget.uniform_ratio(),
-        )
+        self.agent = self._new_agent()
+        target = Target(self.arch, self.data.name, groups, len(self.data.reward))
+        self.head_start = HeadStart(config, history, target, self.agent)
         self.random_agent = agents.RandomAgent(config.a_max)
         capacity = config.total_epochs * config.episodes_per_epoch
         self.replay = ReplayBuffer(capacity, groups, size)
+
+    def _new_agent(self) -> agents.Agent:
+        return agents.create(
+            self.config.agent,
+            self.env.state_size,
+            self.environment.z_size if self.environment else 0,
+            self.config.sac,
+            derived_seed(self.config.seed, "agent"),
+            uniform_ratio=self.budget.uniform_ratio(),
+        )
 
     # -- the algorithm -----------------------------------------------------------------------------
 
@@ -231,7 +241,7 @@ class JointTrainer:
 
     def _joint_epoch(self, epoch: int) -> Record:
         """One turn of RLAL Alg. 1."""
-        phase, before = self.config.phase(epoch), dict(self.seconds)
+        phase, before = self.head_start.phase(self.config.phase(epoch)), dict(self.seconds)
         with self._timed("weights"):
             trained = self._train_weights(epoch) if epoch < self.config.epochs else None
         if trained is not None or self._full is None:  # else the weights are the same
@@ -263,25 +273,10 @@ class JointTrainer:
         return self.weights.train_epoch(epoch, penalty, self.config.beta, self.on_batch)
 
     def _walk(self, epoch: int, phase: str) -> Rollout:
-        agent = self.random_agent if phase == "random" else self.agent
-        z = self.environment.z()[epoch] if self.environment else None
-        source = generator(self.config.seed, "episodes", epoch)
-        count, screening = self.config.episodes_in(epoch), self._screening(epoch, agent)
-        rollout = self.env.rollout(agent, count, z, source, screening)
+        rollout = explore(self, epoch, phase)
         self.replay.add(rollout.episodes, epoch)
         self.episodes += len(rollout.subnets)
         return rollout
-
-    def _screening(self, epoch: int, agent: agents.Agent) -> Screening | None:
-        config = self.config.screening
-        if not isinstance(agent, agents.SAC) or config.candidates == 1 or not agent.updates:
-            return None
-        known: frozenset[bytes] = frozenset()
-        if epoch >= self.config.epochs:  # weights that stand still give the same reward again
-            widths = joint_state.past_widths(self)
-            same = self.replay.all_epochs.numpy() >= self.config.epochs - 1
-            known = frozenset(row.tobytes() for row in widths[same])
-        return Screening(config, agent, self.config.a_max, known)
 
     def _learn(self, epoch: int) -> dict[str, float]:
         """Updates the environment model on all rewards, then the agent on replayed transitions."""
@@ -289,11 +284,14 @@ class JointTrainer:
         source = generator(self.config.seed, "learning", epoch)
         if self.environment:
             metrics.update(self.environment.update(self.replay, source))
-        steps = self.config.agent_updates
-        if steps is None:
-            steps = self.config.episodes_per_epoch * len(self.graph.groups)
+        default, rounds = self.config.episodes_per_epoch * len(self.graph.groups), 1
+        steps = default if self.config.agent_updates is None else self.config.agent_updates
+        if self.head_start.judge():  # from here on as from scratch, with all episodes so far
+            self.agent, rounds = self._new_agent(), len(self.replay.epochs)
+        self.head_start.learn(self.replay, epoch, rounds)
+        replay = with_predictions(self, epoch)
         z = self.environment.z() if self.environment else None
-        return {**metrics, **self.agent.update(self.replay, z, steps, source)}
+        return {**metrics, **self.agent.update(replay, z, rounds * steps, source)}
 
     def _prune_and_finetune(self, state: dict[str, Any] | None) -> JointResult:
         """Cuts the best structure out of the full network, trains it a little more, and reports."""
@@ -366,6 +364,7 @@ class JointTrainer:
             "structure_widths": best.widths.tolist() if best else None,
             "environment_loss": learned.pop("environment_loss", None),
             "agent": learned,
+            "history": self.head_start.record(),
             "lr": trained.lr if trained else None,
             "seconds": spent,
         }

@@ -70,7 +70,7 @@ class Walk:
             raise InputError(f"state={state!r} must be one of {', '.join(STATES)}")
         self.features, self.budget, self.state = features, budget, state
         self.groups = len(features)
-        self._places = _places(self.groups)
+        self._places = places(self.groups)
 
     @property
     def state_size(self) -> int:
@@ -157,7 +157,7 @@ def rewarded(episodes: Episodes, rewards: NDArray[np.floating]) -> Episodes:
     )
 
 
-def _places(groups: int) -> NDArray[np.float32]:
+def places(groups: int) -> NDArray[np.float32]:
     """[G, PROFILE_FEATURES]: how much of each slot of the profile belongs to each group.
 
     Both divide the depth 0..1 evenly; a column adds up to 1.

@@ -16,7 +16,9 @@ from rlal_fast.errors import InputError
 if TYPE_CHECKING:
     from rlal_fast.comparison import Plan, ResultsFolder
     from rlal_fast.data import ImageData
+    from rlal_fast.history.past_run import PastRun
 
+Goal = tuple[float | None, str]  # the level, or else whose mean best reward it is
 Number = TypeVar("Number", int, float)
 _EVALUATIONS = 400  # by default
 _MOST_SEEDS = 10_000
@@ -34,7 +36,9 @@ _MOST_SEEDS = 10_000
 @click.option(
     "--agents",
     default="uniform,random,evolutionary,ddpg,sac,sac-ee",
-    help="Also ddpg-ee, sac-paper, sac-paper-ee; -ee: with the environment model.",
+    help="Also ddpg-ee, sac-paper, sac-paper-ee, sac-assisted; -ee: with the environment model. "
+    "They learn from --history: sac-transfer, sac-augmented, sac-assistant, sac-history, "
+    "sac-history-augmented; each with parts of what `rlal run --from-history` does.",
 )
 @click.option("--pruned-flops", default="0.5", help="Fractions of the FLOPs, e.g. 0.35,0.5,0.65.")
 @click.option("--episodes-per-epoch", default="10", help="Values of P, e.g. 5,10,15.")
@@ -58,6 +62,18 @@ _MOST_SEEDS = 10_000
 @click.option(
     "--level", type=float, help="Reward to reach, in 0..1 [mean best reward of random search]."
 )
+@click.option(
+    "--level-of",
+    metavar="AGENT",
+    help="That agent's mean best reward is the level [random].",
+)
+@click.option(
+    "--history",
+    "history_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Past runs to learn from, as `rlal history export` wrote them.",
+)
 @click.option("--report-only", is_flag=True, help="Table and pictures of what --out has.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the tables only.")
 @click.pass_context
@@ -66,6 +82,7 @@ def compare(
     /,
     out: str | None,
     level: float | None,
+    level_of: str | None,
     report_only: bool,
     quiet: bool,
     **settings: Any,
@@ -77,18 +94,22 @@ def compare(
     several calls may work on one --out at once.
     """
     from rlal_fast.comparison import ResultsFolder
+    from rlal_fast.comparison.summary import BASELINE
 
     if level is not None and not 0 < level <= 1:
         raise InputError(f"level={level} must be a reward, above 0 and at most 1")
+    if level is not None and level_of is not None:
+        raise InputError("the level is either --level or the reward of --level-of: give one")
+    goal = level, level_of or BASELINE
     path = Path(out) if out is not None else _default_folder(settings)
     with ResultsFolder(path) as folder:
         if report_only:
-            _report(folder, level, None)
+            _report(folder, goal, None)
         else:
-            _compare(folder, settings, level, quiet)
+            _compare(folder, settings, goal, quiet)
 
 
-def _compare(folder: ResultsFolder, settings: Settings, level: float | None, quiet: bool) -> None:
+def _compare(folder: ResultsFolder, settings: Settings, goal: Goal, quiet: bool) -> None:
     import torch
 
     from rlal_fast import comparison, device
@@ -120,7 +141,7 @@ def _compare(folder: ResultsFolder, settings: Settings, level: float | None, qui
             on_epoch=display.on_epoch,
             on_row=display.on_row,
         )
-    _report(folder, level, display)
+    _report(folder, goal, display)
     if len(rows) < len(list(plan.jobs())):
         display.console.print(
             f"{len(list(plan.jobs())) - len(rows)} runs are under way in another process: the last "
@@ -128,14 +149,14 @@ def _compare(folder: ResultsFolder, settings: Settings, level: float | None, qui
         )
 
 
-def _report(folder: ResultsFolder, level: float | None, display: Any) -> None:
+def _report(folder: ResultsFolder, goal: Goal, display: Any) -> None:
     from rlal_fast.comparison import report
     from rlal_fast.comparison.display import ComparisonDisplay
 
     display = display or ComparisonDisplay(quiet=False, runs=0)
     if not folder.path.is_dir():
         raise InputError(f"no folder {folder.path}: give the --out of an earlier `rlal compare`")
-    lines = report.write(folder, level)
+    lines = report.write(folder, *goal)
     display.tables(folder.settings(), lines)
     display.console.print(
         f"table: {folder.path / 'table.md'}   picture: {folder.path / 'best-reward.svg'}"
@@ -157,7 +178,21 @@ def _plan(settings: Settings) -> Plan:
         seeds=_seeds(settings["seeds"]),
         evaluations=evaluations,
         base=joint_config({**base, "seed": 0, "preset": "default", "candidates": None}),
+        history=_past_runs(settings["history_file"]),
     )
+
+
+def _past_runs(file: str | None) -> tuple[PastRun, ...]:
+    """The runs of an exported history, newest first; none without a file."""
+    from rlal_fast.history.store import HistoryStore
+
+    if file is None:
+        return ()
+    store = HistoryStore(file)
+    runs = tuple(store.get(run.id) for run in store.runs())
+    if not runs:
+        raise InputError(f"{file} holds no past run: give one that `rlal history export` wrote")
+    return runs
 
 
 def _images(settings: Settings, progress: Callable[[int, int], None]) -> ImageData:

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from rlal_fast.head_start import HeadStart
     from rlal_fast.history.past_run import PastRun
     from rlal_fast.history.store import HistoryStore, RunSummary
     from rlal_fast.trainer import JointTrainer
 
 _BEST = 5  # episodes shown
 _CURVE = 12  # rows of the reward curve
+_RECALLED = 12  # runs that a new one is given to choose from
 _NO_TERMINAL = 200  # columns, where nothing says how many there are: a table is not to be cut
 
 
@@ -105,6 +107,33 @@ def prune(
     # those that were shown: runs that others add meanwhile do not change what the answer was about
     removed = store.remove(run.id for run in going)
     click.echo(f"{_counted(len(removed))} removed from {store.path}")
+
+
+def recall(choice: str, arch: str, dataset: str) -> list[PastRun]:
+    """The past runs that a new one may learn from: none, one, or the newest that are like it.
+
+    Args:
+        choice: "off", "auto", or the id of a run.
+        arch, dataset: of the new run.
+    """
+    if choice == "off":
+        return []
+    store = _store()
+    if choice != "auto":
+        return [store.get(choice)]
+
+    def unlike(run: RunSummary) -> int:
+        return (run.arch != arch) + (run.dataset != dataset)
+
+    likely = sorted(store.runs(), key=unlike)[:_RECALLED]  # the newest first among equals
+    return [store.get(run.id) for run in likely]
+
+
+def check_learned(choice: str, learned: HeadStart) -> None:
+    """Refuses a run that was asked for by name and cannot teach what it was asked for."""
+    if choice not in ("off", "auto") and (learned.refused or not learned.given):
+        reason = learned.refused or "nothing is to be learned from it, or its episodes teach none"
+        raise InputError(f"cannot learn from the run {choice}: {reason}")
 
 
 def remember(trainer: JointTrainer) -> str | None:

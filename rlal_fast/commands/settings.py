@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 _MOST_THREADS = 1024
+_LEARNING = ("transfer", "augmented", "assistant")  # options of `rlal run` on past runs
 
 
 def joint_config(settings: Settings) -> JointConfig:
@@ -21,6 +22,7 @@ def joint_config(settings: Settings) -> JointConfig:
 
     from rlal_fast.environment_model import EnvironmentModelConfig
     from rlal_fast.joint_config import PRESETS, JointConfig
+    from rlal_fast.transfer import HistoryConfig
     from rlal_fast.weights import WeightsConfig
 
     if settings["preset"] not in PRESETS:
@@ -29,6 +31,7 @@ def joint_config(settings: Settings) -> JointConfig:
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise InputError(f"threads={threads} must be in 1..{_MOST_THREADS}")
     names = {field.name for field in dataclasses.fields(JointConfig)} & set(settings)
+    names -= {"history", "assistant"}  # options of these names are not these fields
     values = {name: settings[name] for name in names}
     for name in ("include", "exclude"):
         values[name] = tuple(values[name])
@@ -50,6 +53,9 @@ def joint_config(settings: Settings) -> JointConfig:
         ),
         sac=dataclasses.replace(preset.sac, a_max=settings["a_max"]),
         environment=EnvironmentModelConfig(steps_per_epoch=settings["environment_steps"]),
+        history=HistoryConfig(
+            **{name: settings[name] for name in _LEARNING if settings.get(name) is not None}
+        ),
     )
 
 

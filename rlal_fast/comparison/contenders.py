@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlal_fast.joint_config import PRESETS, JointConfig
+from rlal_fast.transfer import HistoryConfig
 
 EMBEDDED = "-ee"  # ends the name of a contender with the environment model
 
@@ -19,11 +20,13 @@ class Contender:
         description: one line for the reader of a table.
         changes: fields of JointConfig that make it what it is.
         constant: it has one sub-network only, which is scored once per state of the weights.
+        learns: it is given the comparison's past runs, and is nothing without them.
     """
 
     description: str
     changes: Mapping[str, Any]
     constant: bool = False
+    learns: bool = False
 
     def config(self, base: JointConfig) -> JointConfig:
         """`base` with this contender in it."""
@@ -35,6 +38,13 @@ class Contender:
 
 
 _WITH_MODEL = {"epoch_embedding": True}
+
+
+def _learner(description: str, **what: bool) -> Contender:
+    changes = {"agent": "sac", "history": HistoryConfig(**{"transfer": False, **what})}
+    return Contender(description, changes, learns=True)
+
+
 _PAPER = {"agent": "sac", **PRESETS["paper"]}
 
 CONTENDERS: dict[str, Contender] = {
@@ -48,6 +58,19 @@ CONTENDERS: dict[str, Contender] = {
     "sac-paper": Contender("SAC with the paper's settings", _PAPER),
     "sac-paper-ee": Contender(
         "SAC with the paper's settings and the environment model", {**_PAPER, **_WITH_MODEL}
+    ),
+    "sac-assisted": Contender(
+        "SAC with an assistant that knows no past run",
+        {"agent": "sac", "history": HistoryConfig(assistant=True)},
+    ),
+    "sac-transfer": _learner("SAC that begins with a past agent", transfer=True),
+    "sac-augmented": _learner("the same, trained on past episodes first", augmented=True),
+    "sac-assistant": _learner("SAC with an assistant that past runs taught", assistant=True),
+    "sac-history": _learner(
+        "SAC with a past agent and an assistant", transfer=True, assistant=True
+    ),
+    "sac-history-augmented": _learner(
+        "the same, the agent trained on past episodes first", augmented=True, assistant=True
     ),
 }
 

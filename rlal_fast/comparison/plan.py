@@ -18,13 +18,15 @@ from rlal_fast.comparison.contenders import CONTENDERS
 from rlal_fast.comparison.results import Job
 from rlal_fast.data import ImageData, Split
 from rlal_fast.errors import InputError
+from rlal_fast.history.content import encode
+from rlal_fast.history.past_run import PastRun
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.seeds import derived_seed
 
 # Fields of JointConfig that are the run's own, follow from others, or change no reward but by the
 # last bits of a sum, so that two machines can share one comparison.
 _OWN = {"pruned_flops", "episodes_per_epoch", "seed", "agent", "epoch_embedding"}
-_OWN |= {"sac", "state", "screening"}
+_OWN |= {"sac", "state", "screening", "history", "assistant"}
 _OWN |= {"search_epochs", "episodes", "finetune_epochs", "finetune_lr"}
 _OWN |= {"evaluator", "device"}
 # What only the training of weights reads.
@@ -70,7 +72,8 @@ class Plan:
     Where base.epochs is 0 the weights stand still, and every run has exactly `evaluations`: its
     last epoch is shorter where P does not divide them. In joint training `evaluations` is None, and
     every run has P for each of base's epochs after the warm-up. A contender that knows one
-    sub-network is scored once (once an epoch in joint training), whatever P is.
+    sub-network is scored once (once an epoch in joint training), whatever P is. `history` goes to
+    the contenders that learn from past runs.
 
     Raises:
         InputError: an unknown contender, nothing to compare, or numbers that cannot work.
@@ -82,6 +85,7 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     evaluations: int | None = 400
     base: JointConfig = field(default_factory=lambda: JointConfig(epochs=0))
+    history: tuple[PastRun, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("agents", "pruned_flops", "episodes_per_epoch", "seeds"):
@@ -93,6 +97,8 @@ class Plan:
         for agent in self.agents:
             if agent not in CONTENDERS:
                 raise InputError(f"unknown agent {agent!r}: known are {', '.join(CONTENDERS)}")
+            if CONTENDERS[agent].learns and not self.history:
+                raise InputError(f"{agent} learns from past runs: give some by --history FILE")
         if (self.evaluations is None) != self.joint:
             raise InputError(
                 "evaluations are for weights that stand still; in joint training they follow from "
@@ -144,6 +150,16 @@ class Plan:
         config = self.config(job)
         return sum(config.episodes_in(epoch) for epoch in range(config.total_epochs))
 
+    def past_runs(self, job: Job) -> tuple[PastRun, ...]:
+        """Those that a run may learn from."""
+        return self.history if CONTENDERS[job.agent].learns else ()
+
+    def _history_sha256(self) -> str | None:
+        """Of the past runs' content, in their order."""
+        if not self.history:
+            return None
+        return hashlib.sha256(b"".join(encode(run) for run in self.history)).hexdigest()
+
     def settings(self, network: Network, data: ImageData) -> dict[str, Any]:
         """What makes rows comparable, as plain data without a path of this machine."""
         config = dataclasses.asdict(self.base)
@@ -163,5 +179,6 @@ class Plan:
             "test_images": len(data.test),
             "reward_sha256": _sha256_of(data.reward),
             "evaluations": self.evaluations,
+            "history_sha256": self._history_sha256(),
             **{k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()},
         }

@@ -11,13 +11,15 @@ from rlal_fast import comparison_plots
 from rlal_fast.comparison import tables
 from rlal_fast.comparison.contenders import CONTENDERS, EMBEDDED, rank
 from rlal_fast.comparison.results import ResultsFolder, Row
-from rlal_fast.comparison.summary import Line, course, summarise
+from rlal_fast.comparison.summary import BASELINE, Line, course, summarise
 from rlal_fast.comparison_plots import Course
 from rlal_fast.errors import InputError
 from rlal_fast.run_folder import write_atomically
 
 
-def write(folder: ResultsFolder, level: float | None = None) -> list[Line]:
+def write(
+    folder: ResultsFolder, level: float | None = None, level_of: str = BASELINE
+) -> list[Line]:
     """Writes table.md and the pictures of all finished runs; returns the table's figures.
 
     Raises:
@@ -27,9 +29,9 @@ def write(folder: ResultsFolder, level: float | None = None) -> list[Line]:
     if not rows:
         raise InputError(f"{folder.path} has no finished run yet: nothing to report")
     joint = tables.is_joint(settings)
-    lines = summarise(rows, joint, level)
+    lines = summarise(rows, joint, level, level_of)
     with folder.writing():
-        table = tables.markdown(settings, lines, level)
+        table = tables.markdown(settings, lines, level, level_of)
         write_atomically(folder.path / "table.md", table.encode())
         _write_pictures(folder.path, settings, rows, joint)
     return lines

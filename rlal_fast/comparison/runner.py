@@ -93,7 +93,14 @@ def _search(
     on_epoch: Callable[[Record], None] | None,
 ) -> Row:
     model = network.create(data, job.seed)
-    trainer = JointTrainer(model, data, plan.config(job), arch=network.arch, on_epoch=on_epoch)
+    trainer = JointTrainer(
+        model,
+        data,
+        plan.config(job),
+        arch=network.arch,
+        on_epoch=on_epoch,
+        history=plan.past_runs(job),
+    )
     structure = trainer.search()
     seconds = trainer.elapsed()  # without the test images
     expected = plan.evaluations_of(job)

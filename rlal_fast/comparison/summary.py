@@ -61,39 +61,45 @@ def evaluations_to(level: float, course: Sequence[tuple[int, float]]) -> int | N
     return next((count for count, reward in course if reward >= level - _SAME), None)
 
 
-def levels(rows: Sequence[Row], joint: bool) -> dict[tuple[float, int], float]:
-    """The default level of each (pruned_flops, P): the mean best reward of random search.
+def levels(
+    rows: Sequence[Row], joint: bool, agent: str = BASELINE
+) -> dict[tuple[float, int], float]:
+    """The level of each (pruned_flops, P): the mean best reward of `agent`.
 
-    Over all P where the weights stand still, as they do not change random search; in joint training
-    runs of another P have another number of evaluations.
+    For random search over all P where the weights stand still, as they do not change it; in joint
+    training runs of another P have another number of evaluations.
     """
     found: dict[tuple[float, int], float] = {}
-    random = [row for row in rows if row.agent == BASELINE]
+    own_p = joint or agent != BASELINE
+    reference = [row for row in rows if row.agent == agent]
     for row in rows:
         key = row.pruned_flops, row.episodes_per_epoch
         bests = [
             other.best_reward
-            for other in random
+            for other in reference
             if other.pruned_flops == row.pruned_flops
-            and (not joint or other.episodes_per_epoch == row.episodes_per_epoch)
+            and (not own_p or other.episodes_per_epoch == row.episodes_per_epoch)
         ]
         if bests:
             found[key] = statistics.fmean(bests)
     return found
 
 
-def summarise(rows: Sequence[Row], joint: bool, level: float | None = None) -> list[Line]:
+def summarise(
+    rows: Sequence[Row], joint: bool, level: float | None = None, level_of: str = BASELINE
+) -> list[Line]:
     """One line per contender, by pruned_flops, P and the contenders' order.
 
     Args:
         rows: finished runs.
         joint: whether weights were trained while agents searched.
         level: the reward that counts as reached; None: see `levels`.
+        level_of: the contender whose mean best reward it is then.
     """
     groups: dict[tuple[float, int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.pruned_flops, row.episodes_per_epoch, row.agent), []).append(row)
-    by_default = levels(rows, joint)
+    by_default = levels(rows, joint, level_of)
     lines = []
     for key in sorted(groups, key=lambda key: (key[0], key[1], rank(key[2]), key[2])):
         found = by_default.get(key[:2]) if level is None else level

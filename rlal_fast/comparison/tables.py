@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rlal_fast.comparison.summary import Line
+from rlal_fast.comparison.summary import BASELINE, Line
 
 _HEADINGS = (
     "agent",
@@ -42,9 +42,14 @@ def heading(settings: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(settings: Mapping[str, Any], lines: Sequence[Line], level: float | None) -> str:
+def markdown(
+    settings: Mapping[str, Any],
+    lines: Sequence[Line],
+    level: float | None,
+    level_of: str = BASELINE,
+) -> str:
     """The whole of table.md."""
-    parts = [f"# {heading(settings)}", _legend(level)]
+    parts = [f"# {heading(settings)}", _legend(level, level_of)]
     for title, own in _sections(lines):
         marks = ["---" if name in _LEFT else "---:" for name in _HEADINGS]
         rows = [list(_HEADINGS), marks, *map(_cells, own)]
@@ -71,8 +76,9 @@ def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
         yield f"{_percent(ratio, 4)} % of the FLOPs pruned", list(own)
 
 
-def _legend(level: float | None) -> str:
-    said = "the mean best reward of random search" if level is None else f"{_percent(level)} %"
+def _legend(level: float | None, level_of: str) -> str:
+    whose = "random search" if level_of == BASELINE else level_of
+    said = f"the mean best reward of {whose}" if level is None else f"{_percent(level)} %"
     return (
         "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split; "
         "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "

@@ -1,0 +1,206 @@
+"""head_start.py: what past runs bring to a joint run, its trial, and what is left if it hurts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from known_rewards import finished, rewards, search
+
+from rlal_fast import joint_state
+from rlal_fast.agents import SACConfig
+from rlal_fast.exploration import with_predictions
+from rlal_fast.history.past_run import PastRun
+from rlal_fast.trainer import JointTrainer
+from rlal_fast.transfer import HistoryConfig
+
+_EPOCHS = 9
+NOTHING = {"transfer": False}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "transfer": {"transfer": True},
+    "augmented": {"transfer": False, "augmented": True},
+    "assistant": {"transfer": False, "assistant": True},
+    "all": {"transfer": True, "augmented": True, "assistant": True, "predicted_episodes": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def source() -> PastRun:
+    return finished(pruned_flops=0.35)
+
+
+@pytest.fixture(scope="module")
+def adverse() -> PastRun:
+    """A past run of a world in which what was good was bad."""
+    return finished(pruned_flops=0.35, adverse=True)
+
+
+@pytest.fixture(scope="module")
+def alone() -> JointTrainer:
+    """A run that learned from none."""
+    trainer = search(search_epochs=_EPOCHS)
+    trainer.search()
+    return trainer
+
+
+def learning(**what: Any) -> HistoryConfig:
+    return HistoryConfig(augmented_steps=100, **what)
+
+
+def statuses(trainer: JointTrainer) -> list[str]:
+    return [str(record["history"]) for record in trainer.log.records]
+
+
+def best(trainer: JointTrainer, episodes: int) -> float:
+    return float(np.concatenate(rewards(trainer))[:episodes].max())
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_helps_is_kept_and_helps(source: PastRun, alone: JointTrainer, name: str) -> None:
+    helped = search([source], learning(**SWITCHES[name]), search_epochs=3)
+    helped.search()
+    assert statuses(helped) == ["trial", "kept", "kept"]
+    assert [record["phase"] for record in helped.log.records[:3]] == ["trial", "trial", "search"]
+    assert [record["phase"] for record in alone.log.records[:3]] == ["random", "random", "search"]
+    chosen = np.mean([row[:5] for row in rewards(helped)[:2]])
+    random = np.mean([row[5:] for row in rewards(helped)[:2]])
+    assert chosen > random + 0.02
+    assert best(helped, 20) > best(alone, 20)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_hurts_is_dropped_and_the_run_ends_as_well(
+    adverse: PastRun, alone: JointTrainer, name: str
+) -> None:
+    trainer = search([adverse], learning(**SWITCHES[name]), search_epochs=_EPOCHS)
+    trainer.search()
+    assert trainer.head_start.status == "dropped"
+    assert statuses(trainer)[1].startswith("dropped: its episodes are no better than random ones")
+    assert [record["phase"] for record in trainer.log.records[:3]] == ["trial", "trial", "search"]
+    assert best(trainer, 10 * _EPOCHS) >= best(alone, 10 * _EPOCHS) - 0.02
+
+
+def test_after_a_drop_all_is_as_new(adverse: PastRun) -> None:
+    trainer = search([adverse], learning(transfer=True, assistant=True), agent_updates=0)
+    fresh = search([], learning(assistant=True), agent_updates=0)
+    trainer.search()
+    ours, theirs = trainer.agent.state_dict(), fresh.agent.state_dict()
+    for name, weights in theirs["actor"].items():
+        assert torch.equal(ours["actor"][name], weights)
+    assert trainer.head_start.assistant is not None
+    assert trainer.head_start.assistant.trust == 0
+
+
+def test_without_past_runs_nothing_changes() -> None:
+    plain, willing = search([], HistoryConfig(**NOTHING)), search([], learning(augmented=True))
+    for trainer in (plain, willing):
+        trainer.search()
+    assert rewards(plain) == rewards(willing)
+    assert statuses(plain) == ["None"] * 6
+
+
+def test_past_runs_that_are_not_asked_change_nothing(source: PastRun) -> None:
+    plain, given = search(), search([source], HistoryConfig(**NOTHING))
+    for trainer in (plain, given):
+        trainer.search()
+    assert rewards(plain) == rewards(given)
+
+
+def test_an_assistant_without_past_runs_learns_from_the_run() -> None:
+    trainer = search([], learning(assistant=True))
+    trainer.search()
+    assistant = trainer.head_start.assistant
+    assert assistant is not None
+    assert assistant.updates == 6
+    assert assistant.trust == 0
+    assert trainer.head_start.status == "off"
+
+
+def test_predicted_episodes_are_learned_from_and_not_kept() -> None:
+    trainer = search([], learning(assistant=True, predicted_episodes=7))
+    trainer._finish_epoch(trainer._joint_epoch(0))
+    both = with_predictions(trainer, 0)
+    assert (trainer.replay.episode_count, both.episode_count) == (10, 17)
+    assert torch.equal(both.all_returns[:10], trainer.replay.all_returns)
+    predicted = both.all_returns[10:]
+    assert trainer.head_start.assistant is not None
+    assert predicted.std() > 0
+    assert abs(float(predicted.mean() - trainer.replay.all_returns.mean())) < 0.3
+    assert with_predictions(search(), 0).episode_count == 0
+    trainer.search()
+    assert trainer.replay.episode_count == 60
+
+
+def test_a_run_whose_agent_fits_is_found_behind_one_whose_agent_does_not(source: PastRun) -> None:
+    other = finished(pruned_flops=0.5, sac=SACConfig(hidden=(48,)), search_epochs=3)
+    start = search([source, other], learning()).head_start
+    assert start.source == source.id
+    assert "1x46x48" in str(start.refused)  # the one that is most like it, by its pruned_flops
+    alone = search([other], learning()).head_start
+    assert alone.source is None
+    assert alone.status == "off"
+
+
+def test_a_few_episodes_an_epoch_are_on_trial_in_turns(source: PastRun) -> None:
+    config = HistoryConfig(trial_episodes=4)
+    trainer = search([source], config, episodes_per_epoch=1, search_epochs=6)
+    trainer.search()
+    assert [record["phase"] for record in trainer.log.records] == [*["trial"] * 4, *["search"] * 2]
+
+
+def test_the_trial_goes_on_while_rewards_say_nothing(source: PastRun) -> None:
+    start = search([source], learning(longest_trial=40)).head_start
+    half = np.arange(10) < 5
+    by_chance = np.linspace(0.495, 0.505, 10)  # 2000 images: 0.011 is the deviation of chance
+    for _ in range(3):
+        start.witness(by_chance, half, None)
+        assert not start.judge()
+        assert start.status == "trial"
+    start.witness(by_chance, half, None)
+    assert start.judge()
+    assert start.status == "dropped"
+
+
+def test_predictions_that_do_not_rank_the_rewards_are_evidence_enough(source: PastRun) -> None:
+    half, found = np.arange(10) < 5, np.linspace(0.9, 0.4, 10)
+    for predicted, kept in ((found, True), (-found, False)):
+        start = search([source], learning()).head_start
+        for _ in range(2):
+            start.witness(found, half, torch.from_numpy(predicted)[None])
+            dropped = start.judge()
+        assert dropped != kept
+        assert kept or "rank correlation -1.00" in str(start.reason)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_resumed_run_ends_bit_for_bit_the_same_without_its_past_runs(
+    source: PastRun, name: str
+) -> None:
+    config, changes = learning(**SWITCHES[name]), {"epoch_embedding": True, "search_epochs": 4}
+    resumed: dict[int, JointTrainer] = {}
+    whole = search([source], config, **changes)
+    for epoch in range(4):
+        if epoch in (1, 3):  # in the middle of the trial, and after it
+            second = search([], config, **changes)
+            joint_state.restore(second, copy.deepcopy(joint_state.gather(whole, False)))
+            resumed[epoch] = second
+        whole._finish_epoch(whole._joint_epoch(epoch))
+    for epoch, second in resumed.items():
+        second.search()
+        assert rewards(second) == rewards(whole)[epoch:]
+        assert statuses(second) == statuses(whole)[epoch:]
+
+
+def test_a_dropped_one_stays_dropped_in_a_resumed_run(adverse: PastRun) -> None:
+    whole = search([adverse], learning())
+    first, second = search([adverse], learning()), search([], learning())
+    whole.search()
+    for epoch in range(2):
+        first._finish_epoch(first._joint_epoch(epoch))
+    joint_state.restore(second, joint_state.gather(first, False))
+    second.search()
+    assert rewards(second) == rewards(whole)[2:]
+    assert second.head_start.reason == whole.head_start.reason
