@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlal_fast.errors import InputError
-from rlal_fast.joint_config import JointConfig
+from rlal_fast.joint_config import PRESETS, JointConfig
 
 
 def phases(config: JointConfig) -> list[str]:
@@ -54,7 +54,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
     weights = config.weights
     assert (weights.lr, weights.momentum, weights.weight_decay) == (0.1, 0.9, 5e-4)
     assert (weights.batch_size, config.finetune_lr) == (128, 0.01)
-    assert (config.sac.actor_lr, config.sac.critic_lr, config.sac.alpha) == (1e-4, 1e-3, 0.1)
+    assert (config.sac.critic_lr, config.sac.alpha) == (1e-3, 0.1)
     environment = config.environment
     assert (environment.embedding, environment.hidden, environment.decoder) == (
         128,
@@ -63,6 +63,17 @@ def test_the_papers_settings_are_the_defaults() -> None:
     )
     assert config.alignment
     assert config.epoch_embedding
+
+
+def test_the_paper_s_agent_is_a_preset() -> None:
+    """method.md §3, §8; the default's differences are measured in benchmarks/README.md."""
+    paper = JointConfig(**PRESETS["paper"])
+    assert (paper.sac.actor_lr, paper.sac.critics, paper.sac.return_weight) == (1e-4, 2, 0.0)
+    assert paper.state == "basic"
+    assert paper.screening.candidates == 1
+    assert JointConfig(**PRESETS["default"]) == JointConfig()
+    with pytest.raises(InputError, match="state='rich' must be one of"):
+        JointConfig(state="rich")
 
 
 @pytest.mark.parametrize(
