@@ -115,7 +115,10 @@ def test_contenders_learn_from_a_file(weights: Path, tmp_path: Path) -> None:
     store.export([store.add(past_run(7))], tmp_path / "other.db")
     assert "history_sha256" in refused(*call, "--history", tmp_path / "other.db")
     assert "either --level or" in refused(*learned, "--level-of", "sac", "--level", "0.5")
-    assert "holds no past run" in refused(*call, "--history", tmp_path / "none.db")
+    assert f"no file {tmp_path / 'none.db'}" in refused(*call, "--history", tmp_path / "none.db")
+    empty = HistoryStore(tmp_path / "empty.db")
+    empty.remove([empty.add(past_run(8))])
+    assert "holds no past run" in refused(*call, "--history", tmp_path / "empty.db")
 
 
 def test_only_those_that_learn_are_given_past_runs() -> None:

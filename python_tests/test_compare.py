@@ -141,6 +141,8 @@ def test_contenders_are_what_they_are_called() -> None:
         assert config.sac.a_max == 0.7
         scaled = SACConfig.paper().scale_rewards if "paper" in name else SACConfig().scale_rewards
         assert config.sac.scale_rewards == scaled
+        published = "paper" in name or name.startswith("ddpg")
+        assert config.state == ("basic" if published else "profile")
     (helped,) = [option.help for option in compare.params if option.name == "agents"]  # type: ignore[attr-defined]
     (default,) = [option.default for option in compare.params if option.name == "agents"]
     assert set(CONTENDERS) == set(re.findall(r"[a-z]+(?:-[a-z]+)*", default)) | {
@@ -179,6 +181,10 @@ def test_a_comparison_of_other_weights_or_images_is_refused(
             run(plan, network, others.with_reward_images(20), folder)
         with pytest.raises(InputError, match="compares with evaluations=3, not 4"):
             run(replace(plan, evaluations=4), network, digits, folder)
+        # as a later version's defaults might be: its "sac" would be another one
+        other = replace(plan.base, sac=replace(plan.base.sac, critics=7))
+        with pytest.raises(InputError, match="compares with sac="):
+            run(replace(plan, base=other), network, digits, folder)
 
 
 def test_two_processes_share_the_runs_of_one_folder(

@@ -177,7 +177,10 @@ def _run_job(
     display.console.print(f"run folder: {folder.path}  (interrupted? {again})")
     if settings["device"] == "auto":
         display.console.print(f"device: {trainer.device}")
-    if (learned := trainer.head_start.summary()) is not None:
+    learned = trainer.head_start.summary()
+    if learned is None and new and settings["from_history"] == "auto":
+        learned = "nothing, as no past run can teach what was asked for"
+    if learned is not None:
         display.console.print(f"from the history: {learned}")
     try:
         with display:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,25 +16,25 @@ from rich.table import Table
 
 from rlal_fast.report import Report
 
+Shown = TypeVar("Shown", bound="BarDisplay")
 
-class Display:
-    """Shows a run. A context manager: the bar lives inside it.
+
+class BarDisplay:
+    """Lines, and on a terminal a bar. A context manager: the bar lives inside it.
 
     Args:
-        quiet: show nothing while it runs.
-        epochs: joint epochs in all.
-        finetune_epochs: epochs of fine-tuning in all.
+        quiet: neither of them.
+        description: what stands before the bar at first.
     """
 
-    def __init__(self, quiet: bool, epochs: int, finetune_epochs: int) -> None:
+    def __init__(self, quiet: bool, description: str = "") -> None:
         self.console = plain_console(quiet)
-        self._epochs = {"joint": epochs, "finetune": finetune_epochs}
         self._bar: Progress | None = None
         if self.console.is_terminal and not quiet:
             self._bar = progress_bar(self.console)
-            self._task = self._bar.add_task("batches", total=None)
+            self._task = self._bar.add_task(description, total=None)
 
-    def __enter__(self) -> Display:
+    def __enter__(self: Shown) -> Shown:
         if self._bar:
             self._bar.start()
         return self
@@ -52,6 +52,20 @@ class Display:
         """Images decoded so far."""
         if self._bar:
             self._bar.update(self._task, description="reading images", completed=done, total=total)
+
+
+class Display(BarDisplay):
+    """Shows a run.
+
+    Args:
+        quiet: show nothing while it runs.
+        epochs: joint epochs in all.
+        finetune_epochs: epochs of fine-tuning in all.
+    """
+
+    def __init__(self, quiet: bool, epochs: int, finetune_epochs: int) -> None:
+        super().__init__(quiet, "batches")
+        self._epochs = {"joint": epochs, "finetune": finetune_epochs}
 
     def on_batch(self, done: int, total: int) -> None:
         """Batches of the running epoch."""

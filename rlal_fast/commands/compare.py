@@ -188,6 +188,8 @@ def _past_runs(file: str | None) -> tuple[PastRun, ...]:
 
     if file is None:
         return ()
+    if not Path(file).exists():  # the store would take it for an empty one
+        raise InputError(f"no file {file}: give one that `rlal history export` wrote")
     store = HistoryStore(file)
     runs = tuple(store.get(run.id) for run in store.runs())
     if not runs:

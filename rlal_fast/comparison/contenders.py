@@ -45,14 +45,15 @@ def _learner(description: str, **what: bool) -> Contender:
     return Contender(description, changes, learns=True)
 
 
+_AMC = {"agent": "ddpg", "state": "basic"}  # its state does not tell all earlier ratios
 _PAPER = {"agent": "sac", **PRESETS["paper"]}
 
 CONTENDERS: dict[str, Contender] = {
     "uniform": Contender("one ratio for all groups", {"agent": "uniform"}, constant=True),
     "random": Contender("random search", {"agent": "random"}),
     "evolutionary": Contender("evolutionary search", {"agent": "evolutionary"}),
-    "ddpg": Contender("DDPG, as AMC", {"agent": "ddpg"}),
-    "ddpg-ee": Contender("DDPG with the environment model", {"agent": "ddpg", **_WITH_MODEL}),
+    "ddpg": Contender("DDPG, as AMC", _AMC),
+    "ddpg-ee": Contender("DDPG with the environment model", {**_AMC, **_WITH_MODEL}),
     "sac": Contender("SAC", {"agent": "sac"}),
     "sac-ee": Contender("SAC with the environment model", {"agent": "sac", **_WITH_MODEL}),
     "sac-paper": Contender("SAC with the paper's settings", _PAPER),

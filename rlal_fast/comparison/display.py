@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
-
-from rich.progress import Progress
 
 from rlal_fast.comparison.results import Job, Row
 from rlal_fast.comparison.summary import Line
 from rlal_fast.comparison.tables import rich_tables
-from rlal_fast.console import plain_console, progress_bar
+from rlal_fast.console import BarDisplay
 
 _WIDTH = 180  # of the tables where there is no terminal: nothing is folded
 
 
-class ComparisonDisplay:
-    """Shows a comparison. A context manager: the bar lives inside it.
+class ComparisonDisplay(BarDisplay):
+    """Shows a comparison.
 
     Args:
         quiet: show nothing but the tables.
@@ -25,31 +22,8 @@ class ComparisonDisplay:
     """
 
     def __init__(self, quiet: bool, runs: int) -> None:
-        self.console = plain_console(quiet)
+        super().__init__(quiet)
         self._runs = runs
-        self._bar: Progress | None = None
-        if self.console.is_terminal and not quiet:
-            self._bar = progress_bar(self.console)
-            self._task = self._bar.add_task("", total=None)
-
-    def __enter__(self) -> ComparisonDisplay:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def on_decode(self, done: int, total: int) -> None:
-        """Images decoded so far."""
-        if self._bar:
-            self._bar.update(self._task, description="reading images", completed=done, total=total)
 
     def on_start(self, job: Job, epochs: int) -> None:
         """A run begins."""

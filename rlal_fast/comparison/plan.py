@@ -26,7 +26,6 @@ from rlal_fast.seeds import derived_seed
 # Fields of JointConfig that are the run's own, follow from others, or change no reward but by the
 # last bits of a sum, so that two machines can share one comparison.
 _OWN = {"pruned_flops", "episodes_per_epoch", "seed", "agent", "epoch_embedding"}
-_OWN |= {"sac", "state", "screening", "history", "assistant"}
 _OWN |= {"search_epochs", "episodes", "finetune_epochs", "finetune_lr"}
 _OWN |= {"evaluator", "device"}
 # What only the training of weights reads.
