@@ -181,10 +181,27 @@ def test_a_comparison_of_other_weights_or_images_is_refused(
             run(plan, network, others.with_reward_images(20), folder)
         with pytest.raises(InputError, match="compares with evaluations=3, not 4"):
             run(replace(plan, evaluations=4), network, digits, folder)
-        # as a later version's defaults might be: its "sac" would be another one
-        other = replace(plan.base, sac=replace(plan.base.sac, critics=7))
-        with pytest.raises(InputError, match="compares with sac="):
-            run(replace(plan, base=other), network, digits, folder)
+
+
+def test_a_contender_of_other_settings_is_refused_and_the_others_are_not(
+    weights: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    plan, network = Plan(("sac",), evaluations=3), Network("resnet8", weights)
+    # as a later version's defaults might be: its "sac" would be another one
+    later = replace(plan.base, sac=replace(plan.base.sac, critics=7))
+    with ResultsFolder(tmp_path / "out") as folder:
+        run(plan, network, digits, folder)
+        for agent in ("random", "ddpg"):
+            run(replace(plan, agents=(agent,), base=later), network, digits, folder)
+        for agents in (("sac",), ("uniform", "sac")):
+            with pytest.raises(InputError, match=r"with contenders.sac.sac.critics=5, not 7"):
+                run(replace(plan, agents=agents, base=later), network, digits, folder)
+        assert {row.agent for row in folder.rows()} == {"sac", "random", "ddpg"}
+        contenders = folder.settings()["contenders"]
+        assert list(contenders) == ["sac", "random", "ddpg"]
+        assert contenders["random"] == {}
+        assert contenders["ddpg"] == {"state": "basic"}
+        assert set(contenders["sac"]) == {"state", "sac", "screening"}
 
 
 def test_two_processes_share_the_runs_of_one_folder(

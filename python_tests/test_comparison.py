@@ -21,6 +21,7 @@ SETTINGS = {
     "evaluations": 4,
     "epochs": 0,
     "reward_images": 50,
+    "contenders": {},
 }
 
 
@@ -118,6 +119,14 @@ def test_other_settings_are_refused(
         folder.share({**SETTINGS, **changes})
     with pytest.raises(InputError, match="compares with new=None, not 1"):
         folder.share({**SETTINGS, "new": 1})
+
+
+def test_contenders_join_and_keep_their_own_settings(folder: ResultsFolder) -> None:
+    folder.share({**SETTINGS, "contenders": {"sac": {"critics": 5}}})
+    folder.share({**SETTINGS, "contenders": {"random": {}}})
+    assert folder.settings() == {**SETTINGS, "contenders": {"sac": {"critics": 5}, "random": {}}}
+    with pytest.raises(InputError, match=r"compares with contenders\.sac\.critics=5, not 2"):
+        folder.share({**SETTINGS, "contenders": {"sac": {"critics": 2}}})
 
 
 # -- the table -------------------------------------------------------------------------------------

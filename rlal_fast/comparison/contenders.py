@@ -36,6 +36,19 @@ class Contender:
             config = replace(config, episodes_per_epoch=1, random_epochs=0)
         return config
 
+    def reads(self) -> tuple[str, ...]:
+        """The fields of JointConfig that matter to it and not to every other one."""
+        names: list[str] = []
+        if self.changes["agent"] in ("ddpg", "sac"):
+            names.append("state")
+        if self.changes["agent"] == "sac":
+            names += ["sac", "screening"]
+        if self.changes.get("epoch_embedding"):
+            names.append("environment")
+        if "history" in self.changes:
+            names += ["history", "assistant"]
+        return tuple(names)
+
 
 _WITH_MODEL = {"epoch_embedding": True}
 

@@ -30,6 +30,8 @@ _OWN |= {"search_epochs", "episodes", "finetune_epochs", "finetune_lr"}
 _OWN |= {"evaluator", "device"}
 # What only the training of weights reads.
 _OF_TRAINING = {"weights", "warmup_epochs", "alignment", "beta", "structures"}
+# What some contenders read and others do not: rows of those others stay comparable without it.
+_OF_CONTENDERS = {"state", "sac", "screening", "environment", "history", "assistant"}
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Plan:
     def settings(self, network: Network, data: ImageData) -> dict[str, Any]:
         """What makes rows comparable, as plain data without a path of this machine."""
         config = dataclasses.asdict(self.base)
-        unread = _OWN if self.joint else _OWN | _OF_TRAINING
+        unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_TRAINING)
         kept = {name: value for name, value in config.items() if name not in unread}
         if self.joint:
             kept["weights"].pop("capture")  # another way to launch the same steps
@@ -178,6 +180,14 @@ class Plan:
             "test_images": len(data.test),
             "reward_sha256": _sha256_of(data.reward),
             "evaluations": self.evaluations,
-            "history_sha256": self._history_sha256(),
             **{k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()},
+            "contenders": {agent: self._settings_of(agent) for agent in self.agents},
         }
+
+    def _settings_of(self, agent: str) -> dict[str, Any]:
+        """What one contender reads and others do not."""
+        contender = CONTENDERS[agent]
+        config = contender.config(self.base)
+        read = {name: getattr(config, name) for name in contender.reads()}
+        found = {k: dataclasses.asdict(v) if not isinstance(v, str) else v for k, v in read.items()}
+        return found | ({"history_sha256": self._history_sha256()} if contender.learns else {})

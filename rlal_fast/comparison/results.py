@@ -1,6 +1,7 @@
 """The folder of a comparison, which several processes may share.
 
-    settings.json   what all rows have in common; another comparison is refused
+    settings.json   what all rows have in common, and under "contenders" what only one's have;
+                    another comparison is refused
     results.jsonl   one line per finished run
     .lock           whose bytes are claimed: the first to write, one per run that is under way
 
@@ -137,22 +138,21 @@ class ResultsFolder:
     def share(self, settings: Mapping[str, Any]) -> None:
         """Begins a comparison with these settings, or joins one that has the same.
 
-        Raises InputError, naming the first difference, if the folder's are others.
+        Contenders may join later; each keeps its own settings. Raises InputError, naming the first
+        difference, if the folder's are others.
         """
         self._check_unused()  # before a lock file is left in a stranger's folder
+        ours = json.loads(json.dumps(settings))
         with self.writing():
-            if not self.settings_path.exists():
-                text = json.dumps(settings, indent=1) + "\n"
-                write_atomically(self.settings_path, text.encode())
-                return
-        found = self.settings()
-        for name in [*settings, *found]:
-            ours, theirs = settings.get(name), found.get(name)
-            if json.loads(json.dumps(ours)) != theirs:
+            theirs = self.settings() if self.settings_path.exists() else ours
+            if difference := _difference(ours, theirs):
                 raise InputError(
-                    f"{self.path} compares with {name}={theirs}, not {ours}: its rows would not be "
-                    "comparable; give the same settings, or another --out"
+                    f"{self.path} compares with {difference}: its rows would not be comparable; "
+                    "give the same settings, or another --out"
                 )
+            both = theirs | {"contenders": theirs["contenders"] | ours["contenders"]}
+            if both != theirs or not self.settings_path.exists():
+                write_atomically(self.settings_path, (json.dumps(both, indent=1) + "\n").encode())
 
     def rows(self) -> list[Row]:
         """Every finished run once; of two rows of one run the first.
@@ -264,3 +264,17 @@ class ResultsFolder:
                 "of rlal_fast; give another --out"
             )
         return Row(**{name: found[name] for name in names})
+
+
+def _difference(ours: Any, theirs: Any, name: str = "") -> str | None:
+    """The first setting in which two trees differ, in words; contenders may be there or not."""
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return None if ours == theirs else f"{name}={theirs}, not {ours}"
+    names = list(ours) if name == "contenders" else [*ours, *(k for k in theirs if k not in ours)]
+    for key in names:
+        if name == "contenders" and key not in theirs:
+            continue
+        inner = f"{name}.{key}" if name else key
+        if found := _difference(ours.get(key), theirs.get(key), inner):
+            return found
+    return None
