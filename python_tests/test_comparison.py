@@ -155,6 +155,7 @@ def test_the_figures_by_hand() -> None:
     assert random.mean_of_all == pytest.approx(2.4 / 8)
     assert (random.reached, random.evaluations_to_level) == (1, 2)
     assert random.seconds == pytest.approx(2.5)
+    assert random.rl_share == pytest.approx((2 / 2 + 2 / 3) / 2)
     assert sac.bests == {0: 0.5, 1: 0.4, 2: 0.7}
     assert sac.best_mean == pytest.approx(1.6 / 3)
     assert sac.best_deviation == pytest.approx(((0.16 / 3) * 0.4375) ** 0.5)
@@ -175,6 +176,14 @@ def test_the_table_says_who_never_arrives() -> None:
     text = tables.markdown(SETTINGS, summarise(ROWS, joint=False, level=0.99), 0.99)
     assert "Level: 99.00 %." in text
     assert "never (0 of 3)" in text
+    assert "for RL" not in text
+
+
+def test_the_table_of_joint_training_says_what_rl_took() -> None:
+    joint = {**SETTINGS, "evaluations": None, "epochs": 2}
+    text = tables.markdown(joint, summarise(ROWS, joint=True), None)
+    assert "| seconds | of them for RL |" in text
+    assert "| 2.5 | 83.3 % |" in text
 
 
 def test_pictures_show_every_course() -> None:

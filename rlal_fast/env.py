@@ -106,7 +106,7 @@ class PruningEnv:
         def choose(step: Step, low: IntArray, high: IntArray) -> IntArray:
             ratios = agent.act(step.state, z, step.low, step.high, generator)
             if screening is not None:
-                ratios = screening.vary(ratios, step.even, generator)
+                ratios = screening.vary(ratios, step, generator)
             return self.budget.width(ratios.numpy(), step.group, low, high)
 
         walkers = count if screening is None else count * screening.config.candidates

@@ -80,4 +80,7 @@ def _screening(trainer: JointTrainer, epoch: int) -> Screening | None:
         widths = joint_state.past_widths(trainer)
         same = trainer.replay.all_epochs.numpy() >= config.epochs - 1
         known = frozenset(row.tobytes() for row in widths[same])
-    return Screening(config.screening, ensemble, config.a_max, known)
+    breeder = agents.EvolutionarySearch(agents.EvolutionConfig(a_max=config.a_max))
+    if trainer.replay.episode_count:  # else what past runs taught begins: the children are random
+        breeder.choose_parents(trainer.replay)
+    return Screening(config.screening, ensemble, breeder, config.a_max, known)

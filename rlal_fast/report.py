@@ -52,7 +52,7 @@ class Report:
     episodes: int
     """Sub-networks evaluated for a reward."""
     seconds: dict[str, float]
-    """Wall clock: "total", and of it "weights", "episodes", "agent"."""
+    """Wall clock: "total", and of it "weights", "validation", "episodes", "agent"."""
     evaluator: str
     """What computed the rewards, e.g. "native avx512, 2 threads"."""
     split_sizes: dict[str, int]
@@ -210,6 +210,7 @@ def _time_shares(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]
     """(what, seconds, share of the total) for each part; the remainder as "everything else"."""
     words = {
         "weights": "training weights",
+        "validation": "validating the full network",
         "episodes": "evaluating sub-networks",
         "agent": "agent and environment model",
     }

@@ -38,6 +38,9 @@ from rlal_fast.structures import Structures
 from rlal_fast.subnet import Subnet
 from rlal_fast.weights import EpochResult, accuracy
 
+# Of the seconds. Validation, the full network's accuracy, is no part of what pruning costs.
+_PARTS = ("weights", "validation", "episodes", "agent")
+
 
 @dataclass(frozen=True, eq=False)
 class JointResult:
@@ -134,7 +137,7 @@ class JointTrainer:
             self._masked = MaskedAlignment(model, self.graph)
         self._make_learners(history)
         self.structures = Structures(config.structures)
-        self.seconds = {"total": 0.0, "weights": 0.0, "episodes": 0.0, "agent": 0.0}
+        self.seconds = dict.fromkeys(("total", *_PARTS), 0.0)
         self._since = time.perf_counter()  # up to here `total` counts
         self.epoch = self.episodes = 0
         self._full: float | None = None  # the full network's accuracy on the reward split
@@ -247,6 +250,7 @@ class JointTrainer:
         if trained is not None or self._full is None:  # else the weights are the same
             with self._timed("episodes"):
                 self.evaluator.load_weights(self.model)
+            with self._timed("validation"):
                 self._full = float(self.evaluator.accuracies([self.graph.full_subnet()])[0])
         if self.environment:
             self.environment.begin_epoch()
@@ -259,9 +263,7 @@ class JointTrainer:
                 self.structures.offer(rollout.subnets, rollout.rewards)
             with self._timed("agent"):
                 learned = self._learn(epoch)
-        spent = {
-            name: self.seconds[name] - before[name] for name in ("weights", "episodes", "agent")
-        }
+        spent = {name: self.seconds[name] - before[name] for name in _PARTS}
         return self._record(epoch, phase, trained, self._full, rollout, learned, spent)
 
     def _train_weights(self, epoch: int) -> EpochResult:

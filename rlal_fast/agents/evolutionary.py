@@ -103,6 +103,13 @@ class EvolutionarySearch:
     ) -> dict[str, float]:
         """Choose the parents, whatever `steps` is; the generator is left as it was.
 
+        Returns and raises what `choose_parents` does.
+        """
+        return self.choose_parents(replay)
+
+    def choose_parents(self, replay: ReplayBuffer) -> dict[str, float]:
+        """The best distinct living episodes, from which `act` breeds.
+
         Returns:
             "parents": their number; "best_parent" and "worst_parent": their rewards.
 

@@ -61,7 +61,7 @@ class Row:
         structure_rewards: per epoch, of the best structure under that epoch's weights; None before
             the first episode.
         full_accuracies: per epoch, of the full network on the reward split.
-        seconds: weights, episodes, agent, total.
+        seconds: weights, validation, episodes, agent, total.
         evaluator: what scored, and on how many threads.
         commit: of the environment's RLAL_FAST_COMMIT, if that is set.
     """

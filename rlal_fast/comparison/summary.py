@@ -37,6 +37,7 @@ class Line:
     evaluations_to_level: float | None
     evaluations: int  # of one run
     seconds: float  # of one run, mean
+    rl_share: float  # of them that episodes and agent took, in 0..1
 
 
 def course(row: Row, joint: bool) -> list[tuple[int, float]]:
@@ -129,4 +130,11 @@ def _line(rows: Sequence[Row], joint: bool, level: float | None) -> Line:
         evaluations_to_level=statistics.fmean(reached) if reached else None,
         evaluations=first.evaluations,
         seconds=statistics.fmean(row.seconds["total"] for row in rows),
+        rl_share=statistics.fmean(map(_rl_share, rows)),
     )
+
+
+def _rl_share(row: Row) -> float:
+    """What a run spent on its episodes and its agent, of all its time."""
+    rl = row.seconds["episodes"] + row.seconds["agent"]
+    return rl / max(row.seconds["total"], rl, 1e-9)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rlal_fast.comparison.summary import BASELINE, Line
 
+_RL_SHARE = "of them for RL"  # means something where weights are trained beside it
 _HEADINGS = (
     "agent",
     "P",
@@ -21,6 +22,7 @@ _HEADINGS = (
     "mean of all episodes",
     "evaluations to the level",
     "seconds",
+    _RL_SHARE,
 )
 _LEFT = {"agent", "of each seed"}
 
@@ -51,8 +53,9 @@ def markdown(
     """The whole of table.md."""
     parts = [f"# {heading(settings)}", _legend(level, level_of)]
     for title, own in _sections(lines):
-        marks = ["---" if name in _LEFT else "---:" for name in _HEADINGS]
-        rows = [list(_HEADINGS), marks, *map(_cells, own)]
+        names = _headings(settings)
+        marks = ["---" if name in _LEFT else "---:" for name in names]
+        rows = [names, marks, *(_cells(line, names) for line in own)]
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         parts += [f"## {title}", _levels(own), table]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -63,12 +66,17 @@ def rich_tables(settings: Mapping[str, Any], lines: Sequence[Line]) -> list[Tabl
     tables = []
     for title, own in _sections(lines):
         table = Table(title=f"{heading(settings)}; {title}", caption=_levels(own) or None)
-        for name in _HEADINGS:
+        names = _headings(settings)
+        for name in names:
             table.add_column(name, justify="left" if name in _LEFT else "right")
         for line in own:
-            table.add_row(*_cells(line))
+            table.add_row(*_cells(line, names))
         tables.append(table)
     return tables
+
+
+def _headings(settings: Mapping[str, Any]) -> list[str]:
+    return [name for name in _HEADINGS if is_joint(settings) or name != _RL_SHARE]
 
 
 def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
@@ -96,10 +104,10 @@ def _levels(own: Sequence[Line]) -> str:
     return "Level: " + ", ".join(f"{level} % at P = {p}" for p, level in by_p.items()) + "."
 
 
-def _cells(line: Line) -> list[str]:
+def _cells(line: Line, headings: Sequence[str]) -> list[str]:
     seeds = len(line.bests)
     each = ", ".join(f"{seed}: {_percent(best)}" for seed, best in line.bests.items())
-    return [
+    cells = [
         line.agent,
         _p(line),
         str(line.evaluations),
@@ -110,7 +118,9 @@ def _cells(line: Line) -> list[str]:
         _percent(line.mean_of_all),
         _to_level(line, seeds),
         f"{line.seconds:.1f}",
+        f"{100 * line.rl_share:.1f} %",
     ]
+    return cells[: len(headings)]
 
 
 def _p(line: Line) -> str:
