@@ -114,6 +114,7 @@ def test_joint_training_has_p_episodes_in_each_epoch_after_the_warm_up(
     digits: ImageData, tmp_path: Path
 ) -> None:
     base = JointConfig(epochs=3, warmup_epochs=1, random_epochs=1, agent_updates=1)
+    base = replace(base, finetune_epochs=0)
     plan = Plan(("uniform", "random"), (0.3,), (2, 4), (0,), evaluations=None, base=base)
     with ResultsFolder(tmp_path) as folder:
         rows = run(plan, Network("resnet8"), digits, folder)
@@ -129,7 +130,34 @@ def test_joint_training_has_p_episodes_in_each_epoch_after_the_warm_up(
         assert found.best_reward == found.structure_rewards[-1]
         points = course(found, joint=True)
         assert [at for at, _ in points] == [found.episodes_per_epoch, found.evaluations]
+        assert found.finetuned_test_accuracy is None
     assert (tmp_path / "epochs-random.svg").exists()
+
+
+def test_structures_of_joint_training_are_fine_tuned(digits: ImageData, tmp_path: Path) -> None:
+    base = JointConfig(epochs=4, warmup_epochs=0, random_epochs=1, agent_updates=1, beta=0.05)
+    agents = ("random", "sac", "sac-unaligned")
+    plan = Plan(agents, (0.3,), (2,), (0,), evaluations=None, base=base)
+    epochs: list[int] = []
+    with ResultsFolder(tmp_path) as folder:
+        rows = run(plan, Network("resnet8"), digits, folder, on_start=lambda _, n: epochs.append(n))
+        report.write(folder)
+        settings = folder.settings()
+    assert epochs == [5, 5, 5]  # one of them is fine-tuning
+    for found in rows:
+        assert len(found.rewards) == 4
+        assert found.full_test_accuracy is not None
+        assert 0 <= found.full_test_accuracy <= 1
+        # one epoch of fine-tuning changes which of 797 test images are seen right
+        assert found.finetuned_test_accuracy != found.test_accuracy
+    _, aligned, unaligned = rows
+    assert unaligned.full_test_accuracy != aligned.full_test_accuracy
+    assert unaligned.rewards[0] == aligned.rewards[0]  # nothing is aligned before an episode
+    assert unaligned.rewards[2] != aligned.rewards[2]
+    assert settings["contenders"]["sac-unaligned"]["alignment"] is False
+    assert "alignment" not in settings["contenders"]["sac"]
+    assert settings["finetune_epochs"] is None
+    assert "| fine-tuned | full network |" in (tmp_path / "table.md").read_text()
 
 
 def test_contenders_are_what_they_are_called() -> None:
@@ -267,6 +295,11 @@ def test_what_another_process_is_at_is_left_to_it(
 
 BAD: dict[str, tuple[list[str], str]] = {
     "agent": (["--agents", "sac,dqn"], "unknown agent 'dqn': known are uniform, random, evol"),
+    "unaligned": (
+        ["--agents", "sac-unaligned"],
+        "sac-unaligned differs in how weights are trained",
+    ),
+    "tuning": (["--finetune-epochs", "2"], "fine-tuned in joint training only: add --epochs"),
     "no-agent": (["--agents", ""], "unknown agent ''"),
     "twice": (["--agents", "sac,sac"], "agents holds a value twice: sac, sac"),
     "ratio": (["--pruned-flops", "0.5,half"], "pruned_flops='0.5,half' must be numbers of type fl"),

@@ -20,6 +20,7 @@ from rlal_fast.cli_options import (
     DEVICE,
     DIGITS_EPOCHS,
     EPOCHS,
+    FINETUNING,
     LOOP,
     NETWORK,
     SEARCH,
@@ -63,6 +64,7 @@ def cli(context: click.Context) -> None:
 @SEARCH
 @LOOP
 @WEIGHTS
+@FINETUNING
 @TRAINING
 @DEVICE
 @click.option("--out", type=click.Path(), help="Folder of the run [a new one under runs/].")

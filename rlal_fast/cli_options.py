@@ -125,9 +125,11 @@ WEIGHTS = _options(
     _option("--batch-size", default=128, help="Images per step."),
     _option("--threads", type=int, help="CPU threads [all cores]."),
 )
-TRAINING = _options(
+FINETUNING = _options(
     _option("--finetune-epochs", type=int, help="Epochs after pruning [a quarter of --epochs]."),
     _option("--finetune-lr", default=0.01, help="Learning rate of the fine-tuning."),
+)
+TRAINING = _options(
     _option("--seed", default=0, help="Seed of everything."),
 )
 DEVICE = _options(

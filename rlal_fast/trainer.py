@@ -43,6 +43,22 @@ _PARTS = ("weights", "validation", "episodes", "agent")
 
 
 @dataclass(frozen=True, eq=False)
+class Finetuned:
+    """What `finetune` returns.
+
+    Attributes:
+        network: the compact network, fine-tuned, in eval mode, on the CPU.
+        structure: the sub-network of the full model that it was cut from.
+        accuracies: on the test split: of the full network, of the compact one as cut, and of the
+            compact one after fine-tuning.
+    """
+
+    network: CompactNetwork
+    structure: Subnet
+    accuracies: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
 class JointResult:
     """What `fit` returns.
 
@@ -296,7 +312,17 @@ class JointTrainer:
         return {**metrics, **self.agent.update(replay, z, rounds * steps, source)}
 
     def _prune_and_finetune(self, state: dict[str, Any] | None) -> JointResult:
-        """Cuts the best structure out of the full network, trains it a little more, and reports."""
+        found = self.finetune(state)
+        report = joint_report.make(self, found.structure, found.network, found.accuracies)
+        found.network.metadata.update(joint_report.description(self))
+        return JointResult(found.network, found.structure, report, self.log.records)
+
+    def finetune(self, state: dict[str, Any] | None = None) -> Finetuned:
+        """Cuts the best structure out of the full network and trains it a little more.
+
+        Args:
+            state: where an interrupted fine-tuning stopped.
+        """
         structure = self.structures.best
         assert structure is not None  # the config leaves epochs for episodes
         test = self.data.test.images, self.data.test.labels, self.data.normalisation
@@ -323,9 +349,7 @@ class JointTrainer:
         )
         pruned = accuracy(small.eval(), *test)
         small.cpu()
-        report = joint_report.make(self, structure, small, (baseline, as_cut, pruned))
-        small.metadata.update(joint_report.description(self))
-        return JointResult(small, structure, report, self.log.records)
+        return Finetuned(small, structure, (baseline, as_cut, pruned))
 
     # -- bookkeeping -------------------------------------------------------------------------------
 

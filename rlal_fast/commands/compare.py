@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rlal_fast.cli_options import DATA, DEVICE, LOOP, NETWORK, WEIGHTS
+from rlal_fast.cli_options import DATA, DEVICE, FINETUNING, LOOP, NETWORK, WEIGHTS
 from rlal_fast.commands.settings import Settings, joint_config, load_data
 from rlal_fast.errors import InputError
 
@@ -37,6 +37,7 @@ _MOST_SEEDS = 10_000
     "--agents",
     default="uniform,random,evolutionary,ddpg,sac,sac-ee",
     help="Also ddpg-ee, sac-paper, sac-paper-ee, sac-assisted; -ee: with the environment model. "
+    "In joint training also sac-unaligned, sac-unaligned-ee; their weights are not aligned. "
     "They learn from --history: sac-transfer, sac-augmented, sac-assistant, sac-history, "
     "sac-history-augmented; each with parts of what `rlal run --from-history` does.",
 )
@@ -53,6 +54,7 @@ _MOST_SEEDS = 10_000
 )
 @LOOP
 @WEIGHTS
+@FINETUNING
 @DEVICE
 @click.option(
     "--out",
@@ -120,6 +122,8 @@ def _compare(folder: ResultsFolder, settings: Settings, goal: Goal, quiet: bool)
             "agents are compared on a trained network: give its weights by --init, or train it "
             "with them by --epochs"
         )
+    if settings["epochs"] == 0 and settings["finetune_epochs"]:
+        raise InputError("structures are fine-tuned in joint training only: add --epochs")
     plan = _plan(settings)
     device.resolve(plan.base.device)  # before images are read
     if settings["threads"] is not None:

@@ -20,12 +20,14 @@ class Contender:
         description: one line for the reader of a table.
         changes: fields of JointConfig that make it what it is.
         constant: it has one sub-network only, which is scored once per state of the weights.
+        joint: it differs from another one in the training of weights.
         learns: it is given the comparison's past runs, and is nothing without them.
     """
 
     description: str
     changes: Mapping[str, Any]
     constant: bool = False
+    joint: bool = False
     learns: bool = False
 
     def config(self, base: JointConfig) -> JointConfig:
@@ -45,12 +47,15 @@ class Contender:
             names += ["sac", "screening"]
         if self.changes.get("epoch_embedding"):
             names.append("environment")
+        if self.joint:
+            names.append("alignment")
         if "history" in self.changes:
             names += ["history", "assistant"]
         return tuple(names)
 
 
 _WITH_MODEL = {"epoch_embedding": True}
+_UNALIGNED = {"alignment": False}
 
 
 def _learner(description: str, **what: bool) -> Contender:
@@ -69,6 +74,14 @@ CONTENDERS: dict[str, Contender] = {
     "ddpg-ee": Contender("DDPG with the environment model", {**_AMC, **_WITH_MODEL}),
     "sac": Contender("SAC", {"agent": "sac"}),
     "sac-ee": Contender("SAC with the environment model", {"agent": "sac", **_WITH_MODEL}),
+    "sac-unaligned": Contender(
+        "SAC, weights not aligned with the structure", {"agent": "sac", **_UNALIGNED}, joint=True
+    ),
+    "sac-unaligned-ee": Contender(
+        "SAC with the environment model, weights not aligned",
+        {"agent": "sac", **_WITH_MODEL, **_UNALIGNED},
+        joint=True,
+    ),
     "sac-paper": Contender("SAC with the paper's settings", _PAPER),
     "sac-paper-ee": Contender(
         "SAC with the paper's settings and the environment model", {**_PAPER, **_WITH_MODEL}

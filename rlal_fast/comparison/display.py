@@ -37,9 +37,11 @@ class ComparisonDisplay(BarDisplay):
 
     def on_row(self, row: Row, finished: int) -> None:
         """One line for a finished run."""
+        tuned = row.finetuned_test_accuracy
+        fine_tuned = "" if tuned is None else f", fine-tuned {tuned:.2%}"
         self.console.print(
             f"{finished:>{len(str(self._runs))}}/{self._runs}  {row.job}: best reward "
-            f"{row.best_reward:.2%}, test {row.test_accuracy:.2%}, "
+            f"{row.best_reward:.2%}, test {row.test_accuracy:.2%}{fine_tuned}, "
             f"{row.evaluations} evaluation{'s' * (row.evaluations > 1)}, "
             f"{row.seconds['total']:.1f} s"
         )

@@ -26,10 +26,11 @@ from rlal_fast.seeds import derived_seed
 # Fields of JointConfig that are the run's own, follow from others, or change no reward but by the
 # last bits of a sum, so that two machines can share one comparison.
 _OWN = {"pruned_flops", "episodes_per_epoch", "seed", "agent", "epoch_embedding"}
-_OWN |= {"search_epochs", "episodes", "finetune_epochs", "finetune_lr"}
+_OWN |= {"search_epochs", "episodes"}
 _OWN |= {"evaluator", "device"}
 # What only the training of weights reads.
 _OF_TRAINING = {"weights", "warmup_epochs", "alignment", "beta", "structures"}
+_OF_TRAINING |= {"finetune_epochs", "finetune_lr"}
 # What some contenders read and others do not: rows of those others stay comparable without it.
 _OF_CONTENDERS = {"state", "sac", "screening", "environment", "history", "assistant"}
 
@@ -66,6 +67,13 @@ def _sha256_of(split: Split) -> str:
     return found.hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
+
+
 @dataclass(frozen=True)
 class Plan:
     """All combinations of these, each one run.
@@ -100,6 +108,10 @@ class Plan:
                 raise InputError(f"unknown agent {agent!r}: known are {', '.join(CONTENDERS)}")
             if CONTENDERS[agent].learns and not self.history:
                 raise InputError(f"{agent} learns from past runs: give some by --history FILE")
+            if CONTENDERS[agent].joint and not self.joint:
+                raise InputError(
+                    f"{agent} differs in how weights are trained: train them by --epochs"
+                )
         if (self.evaluations is None) != self.joint:
             raise InputError(
                 "evaluations are for weights that stand still; in joint training they follow from "
@@ -137,7 +149,8 @@ class Plan:
             pruned_flops=job.pruned_flops,
             episodes_per_epoch=job.episodes_per_epoch,
             seed=job.seed,
-            finetune_epochs=0,  # structures are compared as cut
+            # on standing weights structures are compared as cut
+            finetune_epochs=self.base.finetune if self.joint else 0,
             search_epochs=0 if self.joint else 1,
         )
         config = CONTENDERS[job.agent].config(base)
@@ -189,5 +202,5 @@ class Plan:
         contender = CONTENDERS[agent]
         config = contender.config(self.base)
         read = {name: getattr(config, name) for name in contender.reads()}
-        found = {k: dataclasses.asdict(v) if not isinstance(v, str) else v for k, v in read.items()}
+        found = {name: _plain(value) for name, value in read.items()}
         return found | ({"history_sha256": self._history_sha256()} if contender.learns else {})

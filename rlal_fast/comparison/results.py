@@ -64,6 +64,8 @@ class Row:
         seconds: weights, validation, episodes, agent, total.
         evaluator: what scored, and on how many threads.
         commit: of the environment's RLAL_FAST_COMMIT, if that is set.
+        full_test_accuracy: of the full network; None if the structure was not fine-tuned.
+        finetuned_test_accuracy: of the structure after fine-tuning, likewise.
     """
 
     agent: str
@@ -82,6 +84,8 @@ class Row:
     evaluator: str
     version: str
     commit: str | None
+    full_test_accuracy: float | None = None
+    finetuned_test_accuracy: float | None = None
 
     @property
     def job(self) -> Job:
@@ -256,14 +260,15 @@ class ResultsFolder:
                 self._warned.add(number)
                 _log.warning("%s, line %d is torn: left out", self.results_path, number)
             return None
-        names = [field.name for field in dataclasses.fields(Row)]
+        fields = dataclasses.fields(Row)
+        names = [field.name for field in fields if field.default is dataclasses.MISSING]
         missing = [name for name in names if not isinstance(found, dict) or name not in found]
         if missing:
             raise InputError(
                 f"{self.results_path}, line {number} lacks {missing[0]}: it is of another version "
                 "of rlal_fast; give another --out"
             )
-        return Row(**{name: found[name] for name in names})
+        return Row(**{field.name: found[field.name] for field in fields if field.name in found})
 
 
 def _difference(ours: Any, theirs: Any, name: str = "") -> str | None:

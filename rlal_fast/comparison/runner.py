@@ -57,7 +57,8 @@ def run(
             if not ours or not _missing([job], folder.rows()):
                 continue
             if on_start is not None:
-                on_start(job, plan.config(job).total_epochs)
+                config = plan.config(job)
+                on_start(job, config.total_epochs + config.finetune)
             row = _search(plan, job, network, data, on_epoch)
             folder.append(row)
         if on_row is not None:
@@ -102,10 +103,14 @@ def _search(
         history=plan.past_runs(job),
     )
     structure = trainer.search()
-    seconds = trainer.elapsed()  # without the test images
+    seconds = trainer.elapsed()  # without the fine-tuning and the test images
     expected = plan.evaluations_of(job)
     assert trainer.episodes == expected, f"{job}: {trainer.episodes} evaluations, not {expected}"
-    records, budget = trainer.log.records, trainer.budget
+    records, budget = list(trainer.log.records), trainer.budget  # fine-tuning appends its own
+    best, as_cut = float(trainer.structures.rewards[0]), _test_accuracy(trainer, structure)
+    full = finetuned = None
+    if trainer.config.finetune:
+        full, _, finetuned = trainer.finetune().accuracies
     macs = int(trainer.graph.cost.macs(structure.widths))
     return Row(
         job.agent,
@@ -113,8 +118,8 @@ def _search(
         job.episodes_per_epoch,
         job.seed,
         evaluations=trainer.episodes,
-        best_reward=round(float(trainer.structures.rewards[0]), _DIGITS),
-        test_accuracy=round(_test_accuracy(trainer, structure), _DIGITS),
+        best_reward=round(best, _DIGITS),
+        test_accuracy=round(as_cut, _DIGITS),
         widths=structure.widths.tolist(),
         pruned_flops_reached=round(1 - macs / budget.macs_full, _DIGITS),
         rewards=[[round(reward, _DIGITS) for reward in r["rewards"]] for r in records],
@@ -124,6 +129,8 @@ def _search(
         evaluator=f"{trainer.evaluator.description}, {torch.get_num_threads()} threads",
         version=__version__,
         commit=os.environ.get("RLAL_FAST_COMMIT"),
+        full_test_accuracy=_rounded(full),
+        finetuned_test_accuracy=_rounded(finetuned),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -31,6 +31,8 @@ class Line:
     best_deviation: float | None
     test_mean: float
     test_deviation: float | None
+    finetuned: tuple[float, float | None] | None  # the same structures' after fine-tuning
+    full: tuple[float, float | None] | None  # and the full networks'
     mean_of_all: float  # of every episode's reward
     level: float | None
     reached: int
@@ -124,6 +126,8 @@ def _line(rows: Sequence[Row], joint: bool, level: float | None) -> Line:
         best_deviation=statistics.stdev(bests) if len(rows) > 1 else None,
         test_mean=statistics.fmean(tests),
         test_deviation=statistics.stdev(tests) if len(rows) > 1 else None,
+        finetuned=_spread_of(row.finetuned_test_accuracy for row in rows),
+        full=_spread_of(row.full_test_accuracy for row in rows),
         mean_of_all=statistics.fmean(r for row in rows for rs in row.rewards for r in rs),
         level=level,
         reached=len(reached),
@@ -132,6 +136,15 @@ def _line(rows: Sequence[Row], joint: bool, level: float | None) -> Line:
         seconds=statistics.fmean(row.seconds["total"] for row in rows),
         rl_share=statistics.fmean(map(_rl_share, rows)),
     )
+
+
+def _spread_of(values: Iterable[float | None]) -> tuple[float, float | None] | None:
+    """Mean and deviation; None if a run has no value."""
+    known = list(values)
+    found = [value for value in known if value is not None]
+    if len(found) < len(known):
+        return None
+    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
 
 
 def _rl_share(row: Row) -> float:

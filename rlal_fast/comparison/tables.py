@@ -10,7 +10,8 @@ from rich.table import Table
 
 from rlal_fast.comparison.summary import BASELINE, Line
 
-_RL_SHARE = "of them for RL"  # means something where weights are trained beside it
+_RL_SHARE = "of them for RL"
+_JOINT = {"fine-tuned", "full network", _RL_SHARE}  # where weights are trained beside it
 _HEADINGS = (
     "agent",
     "P",
@@ -19,6 +20,8 @@ _HEADINGS = (
     "best reward",
     "of each seed",
     "test accuracy",
+    "fine-tuned",
+    "full network",
     "mean of all episodes",
     "evaluations to the level",
     "seconds",
@@ -76,7 +79,7 @@ def rich_tables(settings: Mapping[str, Any], lines: Sequence[Line]) -> list[Tabl
 
 
 def _headings(settings: Mapping[str, Any]) -> list[str]:
-    return [name for name in _HEADINGS if is_joint(settings) or name != _RL_SHARE]
+    return [name for name in _HEADINGS if is_joint(settings) or name not in _JOINT]
 
 
 def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
@@ -89,7 +92,8 @@ def _legend(level: float | None, level_of: str) -> str:
     said = f"the mean best reward of {whose}" if level is None else f"{_percent(level)} %"
     return (
         "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split; "
-        "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
+        "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen; "
+        "fine-tuned: on the test split, too. "
         f"P: episodes per epoch. The level: {said}; its evaluations are the mean of the seeds that "
         "reach it."
     )
@@ -115,12 +119,14 @@ def _cells(line: Line, headings: Sequence[str]) -> list[str]:
         _spread(line.best_mean, line.best_deviation),
         each,
         _spread(line.test_mean, line.test_deviation),
+        _spread(*line.finetuned) if line.finetuned else "–",
+        _spread(*line.full) if line.full else "–",
         _percent(line.mean_of_all),
         _to_level(line, seeds),
         f"{line.seconds:.1f}",
         f"{100 * line.rl_share:.1f} %",
     ]
-    return cells[: len(headings)]
+    return [cell for name, cell in zip(_HEADINGS, cells, strict=True) if name in headings]
 
 
 def _p(line: Line) -> str:
