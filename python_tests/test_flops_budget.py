@@ -320,3 +320,42 @@ def test_the_uniform_ratio_is_the_smallest_that_meets_the_budget(
 def test_the_uniform_ratio_does_not_exceed_a_max() -> None:
     third = 1 / 3  # not a multiple of 1e-4: no smaller one removes a channel of three
     assert Budget(line(3), third, a_max=third).uniform_ratio() == third
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.35, 0.5, 0.7])
+def test_fitted_ratios_meet_another_budget_and_no_more(
+    graphs: dict[str, PrunableGraph], fraction: float
+) -> None:
+    cost = graphs["internal"].cost
+    budget, rng = Budget(cost, fraction), np.random.default_rng(0)
+    ratios = rng.uniform(0.05, 0.8, (20, len(cost.full_widths)))
+    ratios[0, 0] = 0.0
+    if fraction == 0.7:  # the others cannot make up for a group that stays whole
+        ratios[0, 0] = 0.05
+    found = budget.fitted(ratios)
+
+    def macs(ratios: NDArray[np.floating]) -> NDArray[np.int64]:
+        kept = [
+            np.maximum(full - np.floor(column * full + 1e-7).astype(np.int64), least)
+            for full, column, least in zip(
+                budget.full_widths, ratios.T, budget.min_widths, strict=True
+            )
+        ]
+        return cost.macs(np.stack(kept, axis=1))
+
+    assert found.shape == ratios.shape
+    assert (found[0, 0] == 0) == (ratios[0, 0] == 0)  # not pruned, and not pruned now
+    assert ((found >= 0) & (found <= budget.a_max)).all()
+    assert (macs(found) <= budget.macs).all()
+    assert (macs(1 - (1 - found) ** 0.98) > budget.macs).all()  # a little less removes too little
+    order = np.argsort(ratios, axis=1, kind="stable")
+    assert (np.diff(np.take_along_axis(found, order, axis=1), axis=1) >= 0).all()
+    again = budget.fitted(found)
+    assert again == pytest.approx(found, abs=2e-3)
+
+
+def test_ratios_of_which_none_prunes_cannot_be_fitted() -> None:
+    budget = Budget(line(10, 10), 0.5)
+    assert (budget.fitted(np.zeros((3, 2))) <= budget.a_max).all()
+    assert budget.fitted(np.zeros((0, 2))).shape == (0, 2)
+    assert budget.fitted(np.ones((1, 2)))[0] == pytest.approx([0.5, 0.5], abs=1e-3)

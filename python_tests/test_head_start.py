@@ -14,6 +14,7 @@ from rlal_fast import joint_state
 from rlal_fast.agents import SACConfig
 from rlal_fast.exploration import with_predictions
 from rlal_fast.history.past_run import PastRun
+from rlal_fast.screening import ScreeningConfig
 from rlal_fast.trainer import JointTrainer
 from rlal_fast.transfer import HistoryConfig
 
@@ -81,6 +82,41 @@ def test_what_hurts_is_dropped_and_the_run_ends_as_well(
     assert statuses(trainer)[1].startswith("dropped: its episodes are no better than random ones")
     assert [record["phase"] for record in trainer.log.records[:3]] == ["trial", "trial", "search"]
     assert best(trainer, 10 * _EPOCHS) >= best(alone, 10 * _EPOCHS) - 0.02
+
+
+def test_children_of_past_episodes_are_candidates_while_on_trial(source: PastRun) -> None:
+    trainer = search([source], learning())
+    start, budget = trainer.head_start, trainer.budget
+    assert start.parents is not None
+    breeder = start.breeder(trainer.replay)
+    assert breeder.state_dict()["parents"] is start.parents
+    pruned = start.parents[(start.parents > 0).all(1)].numpy()  # in all groups: they can be fitted
+    assert len(pruned)
+    kept = np.ceil((1 - pruned) * budget.full_widths - 1e-4).astype(np.int64)
+    assert (budget.cost.macs(np.maximum(kept, budget.min_widths)) <= budget.macs).all()
+    trainer.search()
+    assert start.status == "kept"
+    own = start.breeder(trainer.replay).state_dict()["parents"]
+    assert bool((own[0] == trainer.replay.all_actions[trainer.replay.all_returns.argmax()]).all())
+    without = search([source], learning(**NOTHING, assistant=True)).head_start
+    assert without.parents is None
+    assert without.breeder(trainer.replay).state_dict()["parents"] is not None
+
+
+def test_more_candidates_are_walked_while_what_was_learned_is_of_use(
+    source: PastRun, adverse: PastRun
+) -> None:
+    few, many = ScreeningConfig(candidates=2), ScreeningConfig(candidates=50)
+    helped, hurt = search([source], learning()), search([adverse], learning())
+    for trainer in (helped, hurt):
+        start = trainer.head_start
+        assert start.screening(few).candidates == 30
+        assert start.screening(many).candidates == 50
+        assert start.screening(ScreeningConfig(candidates=1)).candidates == 1  # no screening
+        trainer.search()
+    assert helped.head_start.screening(few).candidates == 30
+    assert hurt.head_start.screening(few).candidates == 2
+    assert search().head_start.screening(few).candidates == 2
 
 
 def test_after_a_drop_all_is_as_new(adverse: PastRun) -> None:

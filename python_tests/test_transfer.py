@@ -123,6 +123,46 @@ def test_other_sizes_and_other_agents_are_named(source: PastRun) -> None:
     assert "not evolutionary" in str(transfer.unusable(source, evolution))
 
 
+# --- parents ---
+
+
+def test_the_best_episodes_are_parents_once_each(source: PastRun) -> None:
+    twice = dataclasses.replace(
+        source,
+        widths=np.concatenate([source.widths, source.widths]),
+        rewards=np.concatenate([source.rewards, source.rewards]),
+        epochs=np.concatenate([source.epochs, source.epochs]),
+    )
+    full = source.cost.full_widths
+    found = transfer.best_ratios(twice, HistoryConfig(parents=4), len(full))
+    assert len(found) == 4
+    assert len(np.unique(found, axis=0)) == 4
+    best = source.widths[source.rewards.argmax()]
+    assert found[0] == pytest.approx(1 - best / full)
+    everything = transfer.best_ratios(source, HistoryConfig(parents=1000), len(full))
+    assert len(everything) == len(np.unique(source.widths, axis=0))
+
+
+def test_parents_of_another_depth_have_the_ratios_of_their_place(source: PastRun) -> None:
+    groups = len(source.cost.full_widths)
+    ours = transfer.best_ratios(source, HistoryConfig(), groups)
+    thrice = transfer.best_ratios(source, HistoryConfig(), 3 * groups)
+    assert thrice.shape == (len(ours), 3 * groups)
+    assert thrice[:, 1::3] == pytest.approx(ours)  # the middle one of three lies where it did
+    one = transfer.best_ratios(source, HistoryConfig(), 1)
+    assert ((one[:, 0] >= ours.min(1)) & (one[:, 0] <= ours.max(1))).all()
+
+
+def test_parents_are_of_weights_that_had_learned(source: PastRun) -> None:
+    run = while_it_trained(source)
+    config = HistoryConfig(least_baseline=0.9, parents=1000)
+    found = transfer.best_ratios(run, config, len(run.cost.full_widths))
+    late = 1 - run.widths[run.epochs >= 3] / run.cost.full_widths
+    assert len(found) == len(np.unique(late, axis=0))
+    gains = (run.rewards - run.baselines[run.epochs])[run.epochs >= 3]
+    assert found[0] == pytest.approx(late[gains.argmax()])
+
+
 # --- lessons ---
 
 
@@ -201,6 +241,8 @@ def test_lessons_teach_an_agent_whatever_the_number_of_groups(source: PastRun) -
     [
         ("predicted_episodes", -1),
         ("augmented_steps", 0),
+        ("parents", 0),
+        ("candidates", 0),
         ("least_baseline", 1.1),
         ("least_use", -0.1),
         ("trial_episodes", 1),

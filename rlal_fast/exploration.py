@@ -80,7 +80,10 @@ def _screening(trainer: JointTrainer, epoch: int) -> Screening | None:
         widths = joint_state.past_widths(trainer)
         same = trainer.replay.all_epochs.numpy() >= config.epochs - 1
         known = frozenset(row.tobytes() for row in widths[same])
-    breeder = agents.EvolutionarySearch(agents.EvolutionConfig(a_max=config.a_max))
-    if trainer.replay.episode_count:  # else what past runs taught begins: the children are random
-        breeder.choose_parents(trainer.replay)
-    return Screening(config.screening, ensemble, breeder, config.a_max, known)
+    return Screening(
+        trainer.head_start.screening(config.screening),
+        ensemble,
+        trainer.head_start.breeder(trainer.replay),
+        config.a_max,
+        known,
+    )

@@ -244,6 +244,31 @@ class Budget:
             low, high = np.where(fits, low, ratio), np.where(fits, ratio, high)
         return high
 
+    def fitted(self, ratios: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Ratios in the spirit of these that meet the budget, and no more than they must.
+
+        What each group keeps, 1 - ratio, is raised to one power: groups that were pruned little
+        stay so, and one that was not pruned is not pruned now.
+
+        Args:
+            ratios: [P, G] in [0, 1], such as another budget's.
+
+        Returns:
+            [P, G] in [0, a_max]; where even the least widths of the pruned groups exceed the
+            budget, a_max for these.
+        """
+        kept = np.clip(1.0 - np.asarray(ratios, dtype=np.float64), 1e-6, 1.0)
+        # its logarithm: from next to nothing to more than any ratio here needs
+        low, high = np.full(len(kept), math.log(1e-2)), np.full(len(kept), math.log(1e2))
+        for _ in range(16):
+            power = (low + high) / 2
+            pruned = 1.0 - kept ** np.exp(power)[:, None]
+            trial = self.full_widths - np.floor(pruned * self.full_widths + 1e-7).astype(np.int64)
+            fits = self.cost.macs(np.maximum(trial, self.min_widths)) <= self.macs
+            low, high = np.where(fits, low, power), np.where(fits, power, high)
+        found: NDArray[np.float64] = 1.0 - kept ** np.exp(high)[:, None]
+        return np.minimum(found, self.a_max)
+
     def uniform_ratio(self) -> float:
         """The smallest ratio (to 1e-4) that, given to all groups, meets the budget; else a_max."""
         ratios = np.arange(10000) / 10000

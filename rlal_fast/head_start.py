@@ -9,7 +9,7 @@ the run goes on from scratch with these episodes as its first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlal_fast import transfer
-from rlal_fast.agents import SAC, Agent
+from rlal_fast.agents import SAC, Agent, EvolutionarySearch, EvolutionConfig
 from rlal_fast.assistant import Assistant
+from rlal_fast.flops import Budget
 from rlal_fast.history.past_run import PastRun
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.replay import ReplayBuffer
-from rlal_fast.screening import Ensemble
+from rlal_fast.screening import Ensemble, ScreeningConfig
 from rlal_fast.seeds import derived_seed, generator
 
 _OFF, _TRIAL, _KEPT, _DROPPED = "off", "trial", "kept", "dropped"
@@ -35,7 +36,7 @@ class Target:
 
     arch: str
     dataset: str
-    groups: int
+    budget: Budget
     reward_images: int
 
 
@@ -71,6 +72,7 @@ class HeadStart:
         agent: the new run's agent, which is given what was learned.
 
     Attributes:
+        parents: ratios [N, G] of that run's best episodes, fitted to the new budget, or None.
         source: id of the run whose agent was transferred, or None.
         refused: why the best-matching run's agent could not be, or None.
         lessons: how many runs' episodes were learned from.
@@ -89,16 +91,21 @@ class HeadStart:
         self.config, self._run_config, self._target = run_config.history, run_config, target
         self.assistant = self._blank_assistant()
         self.source: str | None = None
+        self.parents: Tensor | None = None
         self.refused: str | None = None
         self.reason: str | None = None
         self.lessons = 0
         self._evidence = _Evidence()
         runs = transfer.ranked(
-            runs, target.arch, target.dataset, target.groups, run_config.pruned_flops
+            runs, target.arch, target.dataset, self._groups, run_config.pruned_flops
         )
         taught = self._teach_agent(agent, runs)
         taught |= self._teach_assistant(runs)
         self.status = _TRIAL if taught else _OFF
+
+    @property
+    def _groups(self) -> int:
+        return len(self._target.budget.full_widths)
 
     def _blank_assistant(self) -> Assistant | None:
         if not self.config.assistant:
@@ -118,6 +125,8 @@ class HeadStart:
             return False
         transfer.start(agent, fitting[0])
         self.source = fitting[0].id
+        ratios = transfer.best_ratios(fitting[0], config, self._groups)
+        self.parents = torch.from_numpy(self._target.budget.fitted(ratios)).float()
         if config.augmented:
             pooled = self._lessons(runs)
             if pooled:
@@ -172,6 +181,21 @@ class HeadStart:
         if not found:
             return None
         return found[0] if len(found) == 1 else _Together(found)
+
+    def screening(self, config: ScreeningConfig) -> ScreeningConfig:
+        """The run's screening, of more candidates while what was learned is of use."""
+        if not self.given or config.candidates == 1:
+            return config
+        return replace(config, candidates=max(config.candidates, self.config.candidates))
+
+    def breeder(self, replay: ReplayBuffer) -> EvolutionarySearch:
+        """Whose children are candidates: the past run's best while on trial, then the run's own."""
+        found = EvolutionarySearch(EvolutionConfig(a_max=self._run_config.a_max))
+        if self.status == _TRIAL and self.parents is not None:
+            found.adopt(self.parents)
+        elif replay.episode_count:  # else the children are random
+            found.choose_parents(replay)
+        return found
 
     def witness(
         self,
@@ -234,6 +258,7 @@ class HeadStart:
             "status": self.status,
             "source": self.source,
             "reason": self.reason,
+            "parents": self.parents,
             "evidence": dict(vars(self._evidence)),
             "assistant": self.assistant.state_dict() if self.assistant else None,
         }
@@ -241,6 +266,7 @@ class HeadStart:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on, bit for bit, from what `state_dict` returned; past runs are not asked again."""
         self.status, self.source, self.reason = state["status"], state["source"], state["reason"]
+        self.parents = state["parents"]
         self._evidence = _Evidence(**{name: list(v) for name, v in state["evidence"].items()})
         if self.assistant and state["assistant"] is not None:
             self.assistant.load_state_dict(state["assistant"])

@@ -192,7 +192,7 @@ class JointTrainer:
             seed = derived_seed(config.seed, "environment model")
             self.environment = EnvironmentModel(size, config.environment, seed)
         self.agent = self._new_agent()
-        target = Target(self.arch, self.data.name, groups, len(self.data.reward))
+        target = Target(self.arch, self.data.name, self.budget, len(self.data.reward))
         self.head_start = HeadStart(config, history, target, self.agent)
         self.random_agent = agents.RandomAgent(config.a_max)
         capacity = config.total_epochs * config.episodes_per_epoch

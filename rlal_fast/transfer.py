@@ -37,13 +37,19 @@ class HistoryConfig:
         InputError: a value is outside its range.
     """
 
-    transfer: bool = True  # the agent of the past run that fits best starts the new one
+    # The agent of the past run that fits best starts the new one, and the children of its best
+    # episodes are among the first candidates.
+    transfer: bool = True
     augmented: bool = False  # that agent is first trained on the episodes of all of them
     assistant: bool = False  # an assistant screens candidates; without past runs it starts blank
     critics_screen: bool = True  # beside the assistant, SAC's critics screen, too
     predicted_episodes: int = 0
     """Episodes per epoch that SAC learns from as if the assistant's predictions were rewards."""
     augmented_steps: int = 1500
+    parents: int = 10  # best episodes of the past run whose children are candidates on trial
+    candidates: int = 30
+    """Episodes walked for each one that is scored, at least, while what was learned is of use: it
+    ranks them better than the critics of a run that has just begun."""
     least_baseline: float = 0.95
     """Episodes of an epoch whose full network reached less than this share of what it reached in
     the run's last epoch are left out: their rewards are of weights that were still to learn."""
@@ -55,6 +61,8 @@ class HistoryConfig:
         checks = {
             "predicted_episodes": self.predicted_episodes >= 0,
             "augmented_steps": self.augmented_steps >= 1,
+            "parents": self.parents >= 1,
+            "candidates": self.candidates >= 1,
             "least_baseline": 0 <= self.least_baseline <= 1,
             "least_use": 0 <= self.least_use <= 1,
             "trial_episodes": self.trial_episodes >= 2,
@@ -145,6 +153,25 @@ def _layers(sizes: dict[str, tuple[int, ...]]) -> str:
     return " ".join("x".join(map(str, s)) for n, s in sizes.items() if "weight" in n) or "none"
 
 
+def best_ratios(run: PastRun, config: HistoryConfig, groups: int) -> NDArray[np.float64]:
+    """Ratios [N, groups] of the best distinct episodes of `run`, best first.
+
+    N is config.parents, or fewer where the run has no more. A network of another number of groups
+    gets the ratios of the same relative depth.
+    """
+    late = _late(run, config)
+    if not late.any():
+        late[:] = True
+    gains = np.where(late, run.rewards - run.baselines[run.epochs], -np.inf)
+    rows: dict[bytes, int] = {}
+    for row in np.argsort(-gains, kind="stable")[: late.sum()]:
+        rows.setdefault(run.widths[row].tobytes(), int(row))
+    chosen = list(rows.values())[: config.parents]
+    ratios: NDArray[np.float64] = 1 - run.widths[chosen] / run.cost.full_widths
+    theirs, ours = ((np.arange(n) + 0.5) / n for n in (ratios.shape[1], groups))
+    return np.stack([np.interp(ours, theirs, row) for row in ratios])
+
+
 # -- lessons ---------------------------------------------------------------------------------------
 
 
@@ -163,7 +190,7 @@ def lessons(
     Returns:
         None if the states would mean something else, or too few episodes are left to compare.
     """
-    late = run.baselines[run.epochs] >= config.least_baseline * run.baselines[-1]
+    late = _late(run, config)
     if run.feature_names != STATIC_FEATURES or late.sum() < 2:
         return None
     widths = run.widths[late].astype(np.int64)
@@ -183,6 +210,14 @@ def lessons(
         if meets.any():
             parts.append(walk.episodes(widths[meets], rewards[meets]))
     return Episodes(*(torch.cat([getattr(p, n) for p in parts]) for n in vars(parts[0])))
+
+
+def _late(run: PastRun, config: HistoryConfig) -> NDArray[np.bool_]:
+    """Which episodes [N] were scored by weights that had learned nearly all they would."""
+    found: NDArray[np.bool_] = (
+        run.baselines[run.epochs] >= config.least_baseline * run.baselines[-1]
+    )
+    return found
 
 
 def _standardised(rewards: NDArray[np.float32]) -> NDArray[np.float32] | None:

@@ -128,6 +128,10 @@ class EvolutionarySearch:
             "worst_parent": float(rewards[-1]),
         }
 
+    def adopt(self, parents: Tensor) -> None:
+        """Breed from these ratios [N, G], best first, whatever the replay holds."""
+        self._parents = parents
+
     def state_dict(self) -> dict[str, Any]:
         """Parents and children."""
         return {"parents": self._parents, "children": self._children}
