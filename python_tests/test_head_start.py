@@ -119,6 +119,27 @@ def test_more_candidates_are_walked_while_what_was_learned_is_of_use(
     assert search().head_start.screening(few).candidates == 2
 
 
+def test_an_agent_of_its_own_takes_over(source: PastRun) -> None:
+    trainer = search([source], learning(lasting=40, assistant=True))
+    trainer.search()
+    assert statuses(trainer) == ["trial", "kept", "kept", "over", "over", "over"]
+    # it has learned all epochs' steps when it takes over, and its own from there
+    assert trainer.agent.updates == 6 * 40  # type: ignore[attr-defined]
+    assert trainer.head_start.assistant is not None
+    assert trainer.head_start.assistant.updates == 6  # goes on, as it weighs past runs itself
+    assert {record["phase"] for record in trainer.log.records[2:]} == {"search"}
+
+
+def test_an_assistant_alone_leaves_the_agent_as_it_is(source: PastRun) -> None:
+    few = ScreeningConfig(candidates=2)
+    trainer = search([source], learning(**NOTHING, assistant=True, lasting=40), screening=few)
+    agent = trainer.agent
+    trainer.search()
+    assert statuses(trainer)[3:] == ["over"] * 3
+    assert trainer.agent is agent
+    assert trainer.head_start.screening(few).candidates == 2
+
+
 def test_after_a_drop_all_is_as_new(adverse: PastRun) -> None:
     trainer = search([adverse], learning(transfer=True, assistant=True), agent_updates=0)
     fresh = search([], learning(assistant=True), agent_updates=0)
@@ -193,10 +214,10 @@ def test_the_trial_goes_on_while_rewards_say_nothing(source: PastRun) -> None:
     by_chance = np.linspace(0.495, 0.505, 10)  # 2000 images: 0.011 is the deviation of chance
     for _ in range(3):
         start.witness(by_chance, half, None)
-        assert not start.judge()
+        assert not start.judge(10)
         assert start.status == "trial"
     start.witness(by_chance, half, None)
-    assert start.judge()
+    assert start.judge(10)
     assert start.status == "dropped"
 
 
@@ -206,7 +227,7 @@ def test_predictions_that_do_not_rank_the_rewards_are_evidence_enough(source: Pa
         start = search([source], learning()).head_start
         for _ in range(2):
             start.witness(found, half, torch.from_numpy(predicted)[None])
-            dropped = start.judge()
+            dropped = start.judge(10)
         assert dropped != kept
         assert kept or "rank correlation -1.00" in str(start.reason)
 

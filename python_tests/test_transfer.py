@@ -243,6 +243,7 @@ def test_lessons_teach_an_agent_whatever_the_number_of_groups(source: PastRun) -
         ("augmented_steps", 0),
         ("parents", 0),
         ("candidates", 0),
+        ("lasting", 0),
         ("least_baseline", 1.1),
         ("least_use", -0.1),
         ("trial_episodes", 1),

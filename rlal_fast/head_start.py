@@ -3,7 +3,8 @@
 What was learned elsewhere may mislead. So it is on trial first: of the first epochs' episodes, half
 are chosen by it, half at random, and all are scored for real, as they would be anyway. If its own
 are no better than the random ones, or its predictions do not rank the rewards, it is dropped, and
-the run goes on from scratch with these episodes as its first.
+the run goes on from scratch with these episodes as its first. A past agent that helps has its time,
+too: it knows where to begin, and an agent of the run's own finds more from there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rlal_fast.replay import ReplayBuffer
 from rlal_fast.screening import Ensemble, ScreeningConfig
 from rlal_fast.seeds import derived_seed, generator
 
-_OFF, _TRIAL, _KEPT, _DROPPED = "off", "trial", "kept", "dropped"
+_OFF, _TRIAL, _KEPT, _DROPPED, _OVER = "off", "trial", "kept", "dropped", "over"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class HeadStart:
         refused: why the best-matching run's agent could not be, or None.
         lessons: how many runs' episodes were learned from.
         assistant: what predicts rewards beside the agent, or None.
-        status: "off", "trial", "kept" or "dropped".
+        status: "off", "trial", "kept", "dropped", or "over" when the run's own agent took over.
         reason: why it was dropped, or None.
     """
 
@@ -217,8 +218,18 @@ class HeadStart:
                 rank_correlation(predicted.mean(0).double().numpy(), rewards)
             )
 
-    def judge(self) -> bool:
-        """Ends the trial if it has enough episodes. True: what was learned is to be dropped."""
+    def judge(self, episodes: int) -> bool:
+        """Ends the trial if it has enough episodes, and the past agent's time.
+
+        Args:
+            episodes: of the run so far.
+
+        Returns:
+            Whether a new agent is to take over.
+        """
+        if self.status == _KEPT and episodes >= self.config.lasting:
+            self.status = _OVER
+            return self.source is not None
         seen = self._evidence
         if self.status != _TRIAL or not (seen.chosen and seen.random):
             return False

@@ -304,7 +304,7 @@ class JointTrainer:
             metrics.update(self.environment.update(self.replay, source))
         default, rounds = self.config.episodes_per_epoch * len(self.graph.groups), 1
         steps = default if self.config.agent_updates is None else self.config.agent_updates
-        if self.head_start.judge():  # from here on as from scratch, with all episodes so far
+        if self.head_start.judge(self.replay.episode_count):  # as from scratch, with all so far
             self.agent, rounds = self._new_agent(), len(self.replay.epochs)
         self.head_start.learn(self.replay, epoch, rounds)
         replay = with_predictions(self, epoch)

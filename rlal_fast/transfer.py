@@ -48,8 +48,11 @@ class HistoryConfig:
     augmented_steps: int = 1500
     parents: int = 10  # best episodes of the past run whose children are candidates on trial
     candidates: int = 30
-    """Episodes walked for each one that is scored, at least, while what was learned is of use: it
+    """Episodes walked for each one that is scored, at least, while the past agent is at work: it
     ranks them better than the critics of a run that has just begun."""
+    lasting: int = 100
+    """Episodes after which an agent of the run's own, trained on all of them, takes over. A past
+    agent finds good structures soon and the best ones late: benchmarks/README.md, "Learning"."""
     least_baseline: float = 0.95
     """Episodes of an epoch whose full network reached less than this share of what it reached in
     the run's last epoch are left out: their rewards are of weights that were still to learn."""
@@ -63,6 +66,7 @@ class HistoryConfig:
             "augmented_steps": self.augmented_steps >= 1,
             "parents": self.parents >= 1,
             "candidates": self.candidates >= 1,
+            "lasting": self.lasting >= 1,
             "least_baseline": 0 <= self.least_baseline <= 1,
             "least_use": 0 <= self.least_use <= 1,
             "trial_episodes": self.trial_episodes >= 2,
