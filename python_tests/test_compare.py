@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -153,10 +154,9 @@ def test_structures_of_joint_training_are_fine_tuned(digits: ImageData, tmp_path
     _, aligned, unaligned = rows
     assert unaligned.full_test_accuracy != aligned.full_test_accuracy
     assert unaligned.rewards[0] == aligned.rewards[0]  # nothing is aligned before an episode
-    assert unaligned.rewards[2] != aligned.rewards[2]
     assert settings["contenders"]["sac-unaligned"]["alignment"] is False
     assert "alignment" not in settings["contenders"]["sac"]
-    assert settings["finetune_epochs"] is None
+    assert (settings["finetune_epochs"], settings["finetune_lr"]) == (1, 0.01)
     assert "| fine-tuned | full network |" in (tmp_path / "table.md").read_text()
 
 
@@ -228,8 +228,34 @@ def test_a_contender_of_other_settings_is_refused_and_the_others_are_not(
         contenders = folder.settings()["contenders"]
         assert list(contenders) == ["sac", "random", "ddpg"]
         assert contenders["random"] == {}
-        assert contenders["ddpg"] == {"state": "basic"}
-        assert set(contenders["sac"]) == {"state", "sac", "screening"}
+        assert set(contenders["ddpg"]) == {"state", "ddpg"}
+        assert set(contenders["sac"]) == {"state", "sac", "screening", "evolution"}
+
+
+def test_what_a_contender_does_not_read_is_not_in_its_settings() -> None:
+    base = JointConfig(epochs=4)
+    paper, assisted = CONTENDERS["sac-paper"].reads(base), CONTENDERS["sac-assisted"].reads(base)
+    assert paper["screening"] == {"candidates": 1}
+    assert "evolution" not in paper
+    assert set(assisted["history"]) == {"assistant", "critics_screen", "predicted_episodes"}
+    assert "lasting" in CONTENDERS["sac-assistant"].reads(base)["history"]
+    assert CONTENDERS["evolutionary"].reads(base)["evolution"]["population"] == 16
+    assert CONTENDERS["sac-unaligned"].reads(base)["alignment"] is False
+
+
+def test_a_folder_of_an_earlier_version_is_left_alone(
+    weights: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    plan, network = Plan(("uniform",), evaluations=3), Network("resnet8", weights)
+    with ResultsFolder(tmp_path) as folder:
+        run(plan, network, digits, folder)
+        settings = folder.settings()
+        del settings["contenders"]
+        before = json.dumps(settings)
+        folder.settings_path.write_text(before)
+        with pytest.raises(InputError, match="is of another version of rlal_fast: give another"):
+            run(replace(plan, agents=("random",)), network, digits, folder)
+        assert folder.settings_path.read_text() == before
 
 
 def test_two_processes_share_the_runs_of_one_folder(
@@ -329,6 +355,15 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert re.fullmatch(r"error: [^\n]+\n", errors)
     assert re.search(message, errors), errors
     assert not out.exists()
+
+
+@pytest.mark.parametrize("off", [["--no-alignment"], ["--beta", "0"]])
+def test_an_ablation_of_what_is_off_is_refused(tmp_path: Path, off: list[str]) -> None:
+    call = ["compare", *TINY, "--agents", "sac-unaligned", "--epochs", "3", *off]
+    status, _, errors = here(*call, "--out", tmp_path / "out")
+    assert status == 2
+    assert "sac-unaligned differs by the alignment, which is switched off for all" in errors
+    assert not (tmp_path / "out").exists()
 
 
 def test_standing_weights_are_somebodys() -> None:

@@ -176,14 +176,15 @@ def test_the_table_says_who_never_arrives() -> None:
     text = tables.markdown(SETTINGS, summarise(ROWS, joint=False, level=0.99), 0.99)
     assert "Level: 99.00 %." in text
     assert "never (0 of 3)" in text
-    assert "for RL" not in text
+    assert "for the search" not in text
 
 
 def test_the_table_of_joint_training_says_what_rl_took() -> None:
     joint = {**SETTINGS, "evaluations": None, "epochs": 2}
     text = tables.markdown(joint, summarise(ROWS, joint=True), None)
-    assert "| seconds | of them for RL |" in text
+    assert "| seconds | of them for the search |" in text
     assert "| 2.5 | 83.3 % |" in text
+    assert "Seconds: without fine-tuning" in text
 
 
 def test_pictures_show_every_course() -> None:

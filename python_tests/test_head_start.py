@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from known_rewards import finished, rewards, search
+from known_rewards import ASSISTANT, finished, rewards, search
 
 from rlal_fast import joint_state
 from rlal_fast.agents import SACConfig
@@ -126,7 +126,10 @@ def test_an_agent_of_its_own_takes_over(source: PastRun) -> None:
     # it has learned all epochs' steps when it takes over, and its own from there
     assert trainer.agent.updates == 6 * 40  # type: ignore[attr-defined]
     assert trainer.head_start.assistant is not None
-    assert trainer.head_start.assistant.updates == 6  # goes on, as it weighs past runs itself
+    # it goes on, as it weighs past runs itself
+    adam = trainer.head_start.assistant.state_dict()["adam"]["state"]
+    expected = 6 * ASSISTANT.steps_per_epoch
+    assert {int(state["step"]) for state in adam.values()} == {expected}
     assert {record["phase"] for record in trainer.log.records[2:]} == {"search"}
 
 
@@ -236,15 +239,17 @@ def test_predictions_that_do_not_rank_the_rewards_are_evidence_enough(source: Pa
 def test_a_resumed_run_ends_bit_for_bit_the_same_without_its_past_runs(
     source: PastRun, name: str
 ) -> None:
-    config, changes = learning(**SWITCHES[name]), {"epoch_embedding": True, "search_epochs": 4}
+    config, changes = learning(**SWITCHES[name], lasting=30), {"epoch_embedding": True}
+    changes |= {"search_epochs": 5}
     resumed: dict[int, JointTrainer] = {}
     whole = search([source], config, **changes)
-    for epoch in range(4):
-        if epoch in (1, 3):  # in the middle of the trial, and after it
+    for epoch in range(5):
+        if epoch in (1, 2, 3, 4):  # in the middle of the trial, after it, and past its time
             second = search([], config, **changes)
             joint_state.restore(second, copy.deepcopy(joint_state.gather(whole, False)))
             resumed[epoch] = second
         whole._finish_epoch(whole._joint_epoch(epoch))
+    assert statuses(whole) == ["trial", "kept", "over", "over", "over"]
     for epoch, second in resumed.items():
         second.search()
         assert rewards(second) == rewards(whole)[epoch:]

@@ -85,10 +85,29 @@ def test_a_source_that_runs_out_leaves_its_picks_to_the_others() -> None:
     assert screening.choose(episodes(10), widths(*range(10)), None, 4).tolist() == [6, 5, 1, 4]
 
 
-@pytest.mark.parametrize(("count", "parts"), [(1, (0, 1, 0)), (5, (1, 2, 2)), (10, (3, 4, 3))])
-def test_a_single_pick_is_the_policys(count: int, parts: tuple[int, ...]) -> None:
-    sources = screen([[0.0]]).sources(count)
-    assert tuple(np.bincount(sources, minlength=3)) == parts
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 10, 40, 100])
+def test_sources_come_to_their_share_over_the_epochs(count: int) -> None:
+    total = np.zeros(3)
+    for epoch in range(200):
+        offset = (0.5 + epoch * 0.618034) % 1
+        picks = Screening(
+            ScreeningConfig(), Opinions([[0.0]]), UniformAgent(_BRED), offset=offset
+        ).sources(count)
+        parts = np.bincount(picks, minlength=3)
+        assert parts.sum() == count
+        if count % 10 == 0:
+            assert (parts == np.array([0.3, 0.4, 0.3]) * count).all()
+        total += parts
+    assert total / total.sum() == pytest.approx([0.3, 0.4, 0.3], abs=0.02)
+
+
+def test_shares_may_come_to_one() -> None:
+    for explore, bred in ((0.1, 0.9), (0.2, 0.8), (1.0, 0.0), (0.0, 1.0)):
+        parts = np.bincount(
+            screen([[0.0]], explore_share=explore, bred_share=bred).sources(10), minlength=3
+        )
+        assert parts.tolist() == [round(10 * explore), 0, round(10 * bred)]
+    assert screen([[0.0]]).sources(0).tolist() == []
 
 
 def test_candidates_are_explored_bred_or_the_policys() -> None:

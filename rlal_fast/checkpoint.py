@@ -11,7 +11,7 @@ from rlal_fast.packed import pack, unpack
 from rlal_fast.run_folder import RunFolder
 
 _FILE = "last.pt"
-_FORMAT = 2
+_FORMAT = 3
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:
@@ -58,5 +58,8 @@ def load(folder: RunFolder) -> dict[str, Any] | None:
             "from its config.yaml"
         ) from error
     if found != _FORMAT:
-        raise InputError(f"the checkpoint {path} has format {found}, this version reads {_FORMAT}")
+        raise InputError(
+            f"the checkpoint {path} has format {found}, this version reads {_FORMAT}: go on with "
+            "the version of rlal_fast that wrote it, or delete it to start this run again"
+        )
     return state

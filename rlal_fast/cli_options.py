@@ -66,7 +66,11 @@ SEARCH = _options(
     _option("--search-epochs", type=int, help="Epochs that only search [0; 20 with --epochs 0]."),
     _option("--agent", default="sac", help="sac, ddpg, evolutionary, random or uniform."),
     _option("--preset", default="default", help="default, or paper: SAC as the paper has it."),
-    _option("--candidates", type=int, help="Episodes SAC walks for each it scores [4; paper: 1]."),
+    _option(
+        "--candidates",
+        type=int,
+        help="Episodes SAC walks for each it scores [4; paper: 1]; more with a past run's agent.",
+    ),
     _option(
         "--epoch-embedding/--no-epoch-embedding", default=True, help="The GRU environment model."
     ),

@@ -16,6 +16,8 @@ from rlal_fast.walk import IntArray, Step, rewarded
 if TYPE_CHECKING:
     from rlal_fast.trainer import JointTrainer
 
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1) evenly, however many there are
+
 
 def explore(trainer: JointTrainer, epoch: int, phase: str) -> Rollout:
     """Walks and scores the episodes of an epoch.
@@ -86,4 +88,5 @@ def _screening(trainer: JointTrainer, epoch: int) -> Screening | None:
         trainer.head_start.breeder(trainer.replay),
         config.a_max,
         known,
+        (0.5 + epoch * _GOLDEN) % 1,
     )

@@ -254,17 +254,21 @@ class Budget:
             ratios: [P, G] in [0, 1], such as another budget's.
 
         Returns:
-            [P, G] in [0, a_max]; where even the least widths of the pruned groups exceed the
-            budget, a_max for these.
+            [P, G] in [0, a_max], a_max where a ratio of 1 was; where the groups that are pruned
+            cannot meet the budget alone, a_max for each of them.
         """
         kept = np.clip(1.0 - np.asarray(ratios, dtype=np.float64), 1e-6, 1.0)
-        # its logarithm: from next to nothing to more than any ratio here needs
-        low, high = np.full(len(kept), math.log(1e-2)), np.full(len(kept), math.log(1e2))
-        for _ in range(16):
+        # logarithms of the power: from next to nothing to a_max for whatever is pruned at all
+        low, high = np.full(len(kept), math.log(1e-2)), np.full(len(kept), math.log(1e8))
+        widths = np.empty(kept.shape, dtype=np.int64)
+        for _ in range(24):
             power = (low + high) / 2
-            pruned = 1.0 - kept ** np.exp(power)[:, None]
-            trial = self.full_widths - np.floor(pruned * self.full_widths + 1e-7).astype(np.int64)
-            fits = self.cost.macs(np.maximum(trial, self.min_widths)) <= self.macs
+            pruned = np.minimum(1.0 - kept ** np.exp(power)[:, None], self.a_max)
+            for group in range(len(self.full_widths)):
+                only = slice(group, group + 1)
+                least, full = self.min_widths[only], self.full_widths[only]
+                widths[:, group] = self.width(pruned[:, group], group, least, full)
+            fits = self.cost.macs(widths) <= self.macs
             low, high = np.where(fits, low, power), np.where(fits, power, high)
         found: NDArray[np.float64] = 1.0 - kept ** np.exp(high)[:, None]
         return np.minimum(found, self.a_max)

@@ -78,7 +78,8 @@ class HeadStart:
         refused: why the best-matching run's agent could not be, or None.
         lessons: how many runs' episodes were learned from.
         assistant: what predicts rewards beside the agent, or None.
-        status: "off", "trial", "kept", "dropped", or "over" when the run's own agent took over.
+        status: "off", "trial", "kept", "dropped", or "over" when its time is: the run's own agent
+            has taken over, while an assistant goes on as one of several that screen.
         reason: why it was dropped, or None.
     """
 
@@ -251,10 +252,14 @@ class HeadStart:
             self.assistant = self._blank_assistant()
         return self.reason is not None
 
-    def learn(self, replay: ReplayBuffer, epoch: int, rounds: int) -> None:
-        """Teaches the assistant what the run's own episodes were worth, so many epochs' steps."""
+    def learn(self, replay: ReplayBuffer, epoch: int) -> None:
+        """Teaches the assistant what the run's own episodes were worth.
+
+        One that is new, in place of a dropped one, takes the steps of all epochs so far.
+        """
         if self.assistant is not None:
             source = generator(self._run_config.seed, "assistant", epoch)
+            rounds = 1 if self.assistant.updates else len(replay.epochs)
             self.assistant.update(replay, source, rounds)
 
     def record(self) -> str | None:

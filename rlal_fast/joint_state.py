@@ -67,8 +67,7 @@ def restore(trainer: JointTrainer, joint: State) -> None:
     if joint["optimizer"] is not None:
         trainer.weights.optimizer.load_state_dict(joint["optimizer"])
     trainer.agent.load_state_dict(joint["agent"])
-    if "head_start" in joint:  # checkpoints of earlier versions have none
-        trainer.head_start.load_state_dict(joint["head_start"])
+    trainer.head_start.load_state_dict(joint["head_start"])
     if trainer.environment:
         trainer.environment.load_state_dict(joint["environment"])
     _restore_episodes(trainer, joint["replay"])

@@ -78,6 +78,8 @@ class Screening:
         a_max: greatest pruning ratio.
         known: widths, as bytes of int64 [G], that were scored under these weights already: to
             score them again would tell nothing.
+        offset: in [0, 1), where shares that are no whole picks are rounded: if it differs from
+            epoch to epoch, all sources come to their share, however few picks an epoch has.
     """
 
     def __init__(
@@ -87,14 +89,15 @@ class Screening:
         breeder: Agent,
         a_max: float = 0.8,
         known: frozenset[bytes] = frozenset(),
+        offset: float = 0.5,
     ) -> None:
         self.config, self.ensemble, self.breeder = config, ensemble, breeder
-        self.a_max, self.known = a_max, known
+        self.a_max, self.known, self.offset = a_max, known, offset
 
     def vary(self, ratios: Tensor, step: Step, generator: torch.Generator) -> Tensor:
         """Ratios [P] of a step's candidates: the agent's, or what their source has instead.
 
-        Which candidates are whose follows from P alone, so it is the same in all steps of a walk.
+        Which candidates are whose does not depend on the step, so it is the same in a whole walk.
         """
         source = torch.from_numpy(self.sources(len(ratios)))
         noise = torch.rand(len(ratios), generator=generator)
@@ -132,10 +135,8 @@ class Screening:
         return np.array((chosen + left)[:count], dtype=np.int64)
 
     def sources(self, count: int) -> NDArray[np.int64]:
-        """The source [count] of each of so many candidates, or picks, by their shares.
-
-        The policy's lie in the middle: where there is one only, it is the policy's.
-        """
-        place = (np.arange(count) + 0.5) / count
-        ends = [self.config.explore_share, 1 - self.config.bred_share]
-        return np.digitize(place, ends)
+        """The source [count] of each of so many candidates, or picks, by their shares."""
+        place = (np.arange(count) + self.offset) / max(count, 1)
+        bred = place >= 1 - self.config.bred_share
+        explored = place < self.config.explore_share
+        return np.select([bred, explored], [_BRED, _EXPLORE], _POLICY)

@@ -302,14 +302,17 @@ class JointTrainer:
         source = generator(self.config.seed, "learning", epoch)
         if self.environment:
             metrics.update(self.environment.update(self.replay, source))
-        default, rounds = self.config.episodes_per_epoch * len(self.graph.groups), 1
+        default = self.config.episodes_per_epoch * len(self.graph.groups)
         steps = default if self.config.agent_updates is None else self.config.agent_updates
-        if self.head_start.judge(self.replay.episode_count):  # as from scratch, with all so far
-            self.agent, rounds = self._new_agent(), len(self.replay.epochs)
-        self.head_start.learn(self.replay, epoch, rounds)
-        replay = with_predictions(self, epoch)
+        anew = self.head_start.judge(self.replay.episode_count)
+        self.head_start.learn(self.replay, epoch)
+        replay = self.replay
+        if anew:  # as from scratch, with all episodes so far
+            self.agent, steps = self._new_agent(), len(self.replay.epochs) * steps
+        else:
+            replay = with_predictions(self, epoch)
         z = self.environment.z() if self.environment else None
-        return {**metrics, **self.agent.update(replay, z, rounds * steps, source)}
+        return {**metrics, **self.agent.update(replay, z, steps, source)}
 
     def _prune_and_finetune(self, state: dict[str, Any] | None) -> JointResult:
         found = self.finetune(state)

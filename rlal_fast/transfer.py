@@ -48,11 +48,12 @@ class HistoryConfig:
     augmented_steps: int = 1500
     parents: int = 10  # best episodes of the past run whose children are candidates on trial
     candidates: int = 30
-    """Episodes walked for each one that is scored, at least, while the past agent is at work: it
-    ranks them better than the critics of a run that has just begun."""
+    """Episodes walked for each one that is scored, at least, while what was learned has its time:
+    it ranks them better than the critics of a run that has just begun."""
     lasting: int = 100
-    """Episodes after which an agent of the run's own, trained on all of them, takes over. A past
-    agent finds good structures soon and the best ones late: benchmarks/README.md, "Learning"."""
+    """Episodes after which that time is over, and an agent of the run's own, trained on all of
+    them, takes the past agent's place. That one finds good structures soon and the best ones late:
+    benchmarks/README.md, "Learning from past runs"."""
     least_baseline: float = 0.95
     """Episodes of an epoch whose full network reached less than this share of what it reached in
     the run's last epoch are left out: their rewards are of weights that were still to learn."""

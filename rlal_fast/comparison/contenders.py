@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rlal_fast.agents import DDPGConfig, EvolutionConfig
 from rlal_fast.joint_config import PRESETS, JointConfig
 from rlal_fast.transfer import HistoryConfig
 
@@ -38,20 +39,30 @@ class Contender:
             config = replace(config, episodes_per_epoch=1, random_epochs=0)
         return config
 
-    def reads(self) -> tuple[str, ...]:
-        """The fields of JointConfig that matter to it and not to every other one."""
-        names: list[str] = []
-        if self.changes["agent"] in ("ddpg", "sac"):
-            names.append("state")
-        if self.changes["agent"] == "sac":
-            names += ["sac", "screening"]
-        if self.changes.get("epoch_embedding"):
-            names.append("environment")
+    def reads(self, base: JointConfig) -> dict[str, Any]:
+        """The settings that matter to it and not to every other one, by their names."""
+        config = self.config(base)
+        found: dict[str, Any] = {}
+        if config.agent in ("ddpg", "sac"):
+            found["state"] = config.state
+        if config.agent == "ddpg":
+            found["ddpg"] = asdict(DDPGConfig(a_max=base.a_max))
+        if config.agent == "sac":
+            found["sac"] = asdict(config.sac)
+            walked = config.screening.candidates
+            found["screening"] = asdict(config.screening) if walked > 1 else {"candidates": 1}
+        if config.agent == "evolutionary" or (config.agent == "sac" and walked > 1):
+            found["evolution"] = asdict(EvolutionConfig(a_max=base.a_max))
+        if config.epoch_embedding:
+            found["environment"] = asdict(config.environment)
         if self.joint:
-            names.append("alignment")
+            found["alignment"] = config.alignment
         if "history" in self.changes:
-            names += ["history", "assistant"]
-        return tuple(names)
+            history = asdict(config.history)
+            blank = ("assistant", "critics_screen", "predicted_episodes")
+            found["history"] = history if self.learns else {name: history[name] for name in blank}
+            found["assistant"] = asdict(config.assistant)
+        return found
 
 
 _WITH_MODEL = {"epoch_embedding": True}

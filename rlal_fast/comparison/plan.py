@@ -67,13 +67,6 @@ def _sha256_of(split: Split) -> str:
     return found.hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """A setting as JSON has it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return value
-
-
 @dataclass(frozen=True)
 class Plan:
     """All combinations of these, each one run.
@@ -112,6 +105,8 @@ class Plan:
                 raise InputError(
                     f"{agent} differs in how weights are trained: train them by --epochs"
                 )
+            if CONTENDERS[agent].joint and not (self.base.alignment and self.base.beta):
+                raise InputError(f"{agent} differs by the alignment, which is switched off for all")
         if (self.evaluations is None) != self.joint:
             raise InputError(
                 "evaluations are for weights that stand still; in joint training they follow from "
@@ -180,6 +175,9 @@ class Plan:
         unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_TRAINING)
         kept = {name: value for name, value in config.items() if name not in unread}
         if self.joint:
+            kept["finetune_epochs"] = self.base.finetune
+            if not self.base.finetune:
+                kept.pop("finetune_lr")
             kept["weights"].pop("capture")  # another way to launch the same steps
             kept["augmentation"] = dataclasses.asdict(data.augmentation)
         return {
@@ -199,8 +197,6 @@ class Plan:
 
     def _settings_of(self, agent: str) -> dict[str, Any]:
         """What one contender reads and others do not."""
-        contender = CONTENDERS[agent]
-        config = contender.config(self.base)
-        read = {name: getattr(config, name) for name in contender.reads()}
-        found = {name: _plain(value) for name, value in read.items()}
-        return found | ({"history_sha256": self._history_sha256()} if contender.learns else {})
+        found = CONTENDERS[agent].reads(self.base)
+        learns = CONTENDERS[agent].learns
+        return found | ({"history_sha256": self._history_sha256()} if learns else {})

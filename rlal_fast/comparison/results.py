@@ -149,6 +149,10 @@ class ResultsFolder:
         ours = json.loads(json.dumps(settings))
         with self.writing():
             theirs = self.settings() if self.settings_path.exists() else ours
+            if "contenders" not in theirs:
+                raise InputError(
+                    f"{self.settings_path} is of another version of rlal_fast: give another --out"
+                )
             if difference := _difference(ours, theirs):
                 raise InputError(
                     f"{self.path} compares with {difference}: its rows would not be comparable; "

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rlal_fast.comparison.summary import BASELINE, Line
 
-_RL_SHARE = "of them for RL"
+_RL_SHARE = "of them for the search"
 _JOINT = {"fine-tuned", "full network", _RL_SHARE}  # where weights are trained beside it
 _HEADINGS = (
     "agent",
@@ -54,7 +54,7 @@ def markdown(
     level_of: str = BASELINE,
 ) -> str:
     """The whole of table.md."""
-    parts = [f"# {heading(settings)}", _legend(level, level_of)]
+    parts = [f"# {heading(settings)}", _legend(level, level_of, is_joint(settings))]
     for title, own in _sections(lines):
         names = _headings(settings)
         marks = ["---" if name in _LEFT else "---:" for name in names]
@@ -87,16 +87,22 @@ def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
         yield f"{_percent(ratio, 4)} % of the FLOPs pruned", list(own)
 
 
-def _legend(level: float | None, level_of: str) -> str:
+def _legend(level: float | None, level_of: str, joint: bool) -> str:
     whose = "random search" if level_of == BASELINE else level_of
     said = f"the mean best reward of {whose}" if level is None else f"{_percent(level)} %"
-    return (
+    words = (
         "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split; "
-        "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen; "
-        "fine-tuned: on the test split, too. "
+        "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
         f"P: episodes per epoch. The level: {said}; its evaluations are the mean of the seeds that "
         "reach it."
     )
+    if joint:
+        words += (
+            " Fine-tuned, full network: test accuracies of the fine-tuned structure and of the "
+            "network it was cut from. Seconds: without fine-tuning; for the search: to score "
+            "sub-networks and train the agent."
+        )
+    return words
 
 
 def _levels(own: Sequence[Line]) -> str:
