@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
+from rlal_fast.alignment import default_beta
 from rlal_fast.errors import InputError
 from rlal_fast.joint_config import PRESETS, JointConfig
 
@@ -50,7 +52,10 @@ def test_phases_as_asked() -> None:
 def test_the_papers_settings_are_the_defaults() -> None:
     """method.md §2, §4, §6 to §8."""
     config = JointConfig()
-    assert (config.episodes_per_epoch, config.beta, config.a_max) == (10, 1e-4, 0.8)
+    assert (config.episodes_per_epoch, config.a_max) == (10, 0.8)
+    assert PRESETS["paper"]["beta"] == 1e-4
+    cifar = 300 * math.ceil(45_000 / 128)
+    assert default_beta(cifar) == pytest.approx(1e-4, rel=0.06)
     weights = config.weights
     assert (weights.lr, weights.momentum, weights.weight_decay) == (0.1, 0.9, 5e-4)
     assert (weights.batch_size, config.finetune_lr) == (128, 0.01)

@@ -185,7 +185,7 @@ def test_config_is_complete_before_torch_is_imported(tmp_path: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["init"] == str(tmp_path / "w.pt")  # so that it can be resumed from elsewhere
     assert config["include"] == ["a*"]
-    assert (config["dataset"], config["epochs"], config["beta"]) == ("digits", 24, 1e-4)
+    assert (config["dataset"], config["epochs"], config["beta"]) == ("digits", 24, None)
     assert config["command"] == "rlal run --out out --init w.pt --include 'a*'"
     assert config["version"] == __version__
 

@@ -307,6 +307,15 @@ def test_without_alignment_is_alignment_of_weight_zero(digits: ImageData) -> Non
     assert bit_equal(off.model, zero.model)
 
 
+def test_a_short_training_pushes_as_far_as_a_long_one(digits: ImageData) -> None:
+    short, long = make(digits, epochs=2), make(digits, epochs=20)
+    steps = 2 * digits.train_batch_count(short.config.weights.batch_size)
+    assert short.beta == pytest.approx(10 / steps)
+    assert long.beta == pytest.approx(short.beta / 10)
+    assert make(digits, beta=0.25).beta == 0.25
+    assert make(digits, epochs=0, search_epochs=1).beta >= 0  # nothing to push
+
+
 def test_alignment_shrinks_what_the_structure_drops(digits: ImageData) -> None:
     # uniform widths throughout, so that what is summed differs by beta alone
     free, pushed = (

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from rlal_fast.graph import Group, PrunableGraph
 from rlal_fast.subnet import Subnet
 
+_PUSH = 10.0  # beta times steps: the paper's 1e-4 over about 100,000 steps
 _EPSILON = 1e-12  # under the root: the norm of a channel that is exactly zero has no gradient
+
+
+def default_beta(steps: int) -> float:
+    """beta for a training of so many steps, that pushes as far as the paper's does in its own.
+
+    The penalty's gradient has the same length whatever is left of a channel, so how far a channel
+    shrinks follows from beta times the steps (and the learning rate). 300 epochs of CIFAR-10 at 128
+    images a step are 105,600 of them, for which RLAL has 1e-4. ResNet-20 on 9,000 images for 20
+    epochs (1,420 steps), half of the FLOPs pruned: as cut 16.4 % at 1e-4, 71.8 % at 1e-2.
+    """
+    return _PUSH / max(steps, 1)
 
 
 @dataclass(frozen=True)

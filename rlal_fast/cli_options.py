@@ -106,7 +106,7 @@ LOOP = _options(
     _option(
         "--alignment/--no-alignment", default=True, help="The soft penalty towards the structure."
     ),
-    _option("--beta", default=1e-4, help="Weight of that penalty."),
+    _option("--beta", type=float, help="Weight of that penalty [10 / steps; paper: 1e-4]."),
     _option("--environment-steps", default=50, help="Updates of that model per epoch."),
     _option("--structures", default=8, help="Best structures evaluated again each epoch."),
     _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),

@@ -41,7 +41,7 @@ class JointConfig:
     finetune_epochs: int | None = None  # None: max(1, epochs / 4)
     finetune_lr: float = 0.01
     alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
-    beta: float = 1e-4
+    beta: float | None = None  # [P] 1e-4; None: by the number of steps, see alignment.default_beta
     epoch_embedding: bool = True  # False: no z, the ablation "w/o EE"
     agent: str = "sac"  # one of agents.AGENTS
     agent_updates: int | None = None  # per epoch; None: one per transition of an epoch
@@ -104,7 +104,8 @@ class JointConfig:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(f"{name}={value} must be at least 0")
-        if not (self.finetune_lr > 0 and self.beta >= 0):  # nan is neither
+        beta = 0.0 if self.beta is None else self.beta
+        if not (self.finetune_lr > 0 and beta >= 0):  # nan is neither
             raise InputError(
                 f"finetune_lr={self.finetune_lr} must be positive, beta={self.beta} at least 0"
             )
@@ -184,6 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sac": SACConfig.paper(),
         "state": "basic",
         "screening": ScreeningConfig(candidates=1),
+        "beta": 1e-4,
     },
 }
 """Fields of a JointConfig by the name of a preset."""

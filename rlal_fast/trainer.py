@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rlal_fast import agents, checkpoint, device, finetune, joint_report, joint_state
-from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment
+from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment, default_beta
 from rlal_fast.compaction import CompactNetwork, compact
 from rlal_fast.data import ImageData
 from rlal_fast.data.device_batches import placed
@@ -148,6 +148,8 @@ class JointTrainer:
             seed=config.seed,
             purpose="joint",
         )
+        steps = config.epochs * data.train_batch_count(config.weights.batch_size)
+        self.beta = default_beta(steps) if config.beta is None else config.beta
         self._masked = None
         if self.device.type != "cpu" and config.alignment:
             self._masked = MaskedAlignment(model, self.graph)
@@ -288,7 +290,7 @@ class JointTrainer:
             self._masked.align_to(self.structures.best)
         elif self.config.alignment and self.structures.best is not None:
             penalty = AlignmentPenalty(self.model, self.structures.best)
-        return self.weights.train_epoch(epoch, penalty, self.config.beta, self.on_batch)
+        return self.weights.train_epoch(epoch, penalty, self.beta, self.on_batch)
 
     def _walk(self, epoch: int, phase: str) -> Rollout:
         rollout = explore(self, epoch, phase)

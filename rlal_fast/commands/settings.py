@@ -36,6 +36,8 @@ def joint_config(settings: Settings) -> JointConfig:
     for name in ("include", "exclude"):
         values[name] = tuple(values[name])
     preset = JointConfig(epochs=1, **PRESETS[settings["preset"]])
+    if values["beta"] is None:
+        values["beta"] = preset.beta
     screening = preset.screening
     if settings["candidates"] is not None:
         screening = dataclasses.replace(screening, candidates=settings["candidates"])

@@ -76,6 +76,7 @@ def _learner(description: str, **what: bool) -> Contender:
 
 _AMC = {"agent": "ddpg", "state": "basic"}  # its state does not tell all earlier ratios
 _PAPER = {"agent": "sac", **PRESETS["paper"]}
+_PAPER.pop("beta")  # how weights are trained is the comparison's
 
 CONTENDERS: dict[str, Contender] = {
     "uniform": Contender("one ratio for all groups", {"agent": "uniform"}, constant=True),

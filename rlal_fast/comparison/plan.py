@@ -105,7 +105,7 @@ class Plan:
                 raise InputError(
                     f"{agent} differs in how weights are trained: train them by --epochs"
                 )
-            if CONTENDERS[agent].joint and not (self.base.alignment and self.base.beta):
+            if CONTENDERS[agent].joint and (not self.base.alignment or self.base.beta == 0):
                 raise InputError(f"{agent} differs by the alignment, which is switched off for all")
         if (self.evaluations is None) != self.joint:
             raise InputError(
