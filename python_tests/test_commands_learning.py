@@ -110,7 +110,8 @@ def test_contenders_learn_from_a_file(weights: Path, tmp_path: Path) -> None:
     assert [row.agent for row in rows] == LEARNERS.split(",")
     assert "the mean best reward of sac;" in (tmp_path / "out" / "table.md").read_text()
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert re.fullmatch("[0-9a-f]{64}", settings["history_sha256"])
+    told = settings["contenders"]["sac-transfer"]["history_sha256"]
+    assert re.fullmatch("[0-9a-f]{64}", told)
 
     store.export([store.add(past_run(7))], tmp_path / "other.db")
     assert "history_sha256" in refused(*call, "--history", tmp_path / "other.db")
