@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,14 +30,16 @@ _AGENTS = {
     "sac": COLOURS["blue"],
     "sac-paper": _PURPLE,
 }
-_OTHERS = (_SKY, COLOURS["red"])  # for contenders that have no colour of their own
+# For contenders that have no colour of their own: first what nobody has, then what nobody here has.
+_OTHERS = (_SKY, COLOURS["red"], *(colour for name, colour in _AGENTS.items() if name != "sac"))
 _BY_P = (COLOURS["blue"], COLOURS["orange"], COLOURS["green"], COLOURS["red"], _PURPLE, _SKY)
 _EMBEDDED = "-ee"
 _WIDE = "random"  # others often begin as it does: it must show beside what covers it
 _DASHED, _DOTTED = (0, (4, 2)), (0, (1, 1.5))
 _SETTLED = 0.05  # the share of a course after which its values set the scale
 _FEW = 12  # up to so many points, each gets a marker
-_COLUMNS = 9  # of a legend
+_COLUMNS = 3  # of a legend, below each panel
+_TITLE = 60  # characters of it, above each panel
 _LOG_FROM = 8  # epochs of the longest course over those of the shortest: then a log axis
 
 
@@ -129,7 +132,8 @@ def _panels(title: str, courses: Sequence[Course], rows: int) -> tuple[Figure, A
         layout="constrained",
         facecolor="white",
     )
-    figure.suptitle(title, fontsize=11, fontweight="bold")
+    lines = textwrap.fill(title, max(_TITLE, _TITLE * columns))
+    figure.suptitle(lines, fontsize=11, fontweight="bold")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -191,7 +195,9 @@ def _log_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _legend(figure: Figure, axes: Any, courses: Sequence[Course], columns: int = _COLUMNS) -> None:
+def _legend(
+    figure: Figure, axes: Any, courses: Sequence[Course], columns: int | None = None
+) -> None:
     """One for all panels, below them, where it hides nothing."""
     found: dict[str, Any] = {}
     for panel in axes.flat:
@@ -203,7 +209,7 @@ def _legend(figure: Figure, axes: Any, courses: Sequence[Course], columns: int =
         list(found.values()),
         list(found),
         loc="outside lower center",
-        ncols=min(len(found), columns),
+        ncols=min(len(found), columns or _COLUMNS * axes.shape[1]),
         title=f"mean of {seeds} seeds, {band}" if band else None,
         title_fontsize=8,
         handlelength=2.6,
@@ -214,7 +220,8 @@ def _colours(courses: Sequence[Course]) -> dict[str, str]:
     """One for each contender; with and without the environment model it is the same."""
     bases = list(dict.fromkeys(_base(course.agent) for course in courses))
     unknown = [base for base in bases if base not in _AGENTS]
-    spare = {base: _OTHERS[number % len(_OTHERS)] for number, base in enumerate(unknown)}
+    free = [c for c in _OTHERS if c not in {_AGENTS.get(base) for base in bases}]
+    spare = {base: free[number % len(free)] for number, base in enumerate(unknown)}
     return {base: _AGENTS.get(base) or spare[base] for base in bases}
 
 
