@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recalibration": {"data", "seeds"},
     # between the two; the evaluator is whatever has its methods
     "walk": {"flops", "graph", "replay"},
-    "screening": {"replay"},
+    "screening": {"agents", "replay", "walk"},
     "assistant": {"mlp", "replay", "walk"},
     "env": {"agents", "flops", "graph", "replay", "screening", "subnet", "walk"},
     "structures": {"env", "graph", "subnet"},
@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "head_start": {
         "agents",
         "assistant",
+        "flops",
         "history",
         "joint_config",
         "replay",
