@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -135,14 +136,18 @@ const ImageBlocks* recalibration_of(const Images& images, const std::shared_ptr<
 
 Array<int64_t> correct(const Images& images, const Array<int64_t>& labels,
                        const Array<uint8_t>& masks, int threads,
-                       const std::shared_ptr<Images>& recalibration) {
+                       const std::shared_ptr<Images>& recalibration, int64_t first,
+                       std::optional<int64_t> end) {
   check_masks(*images.program, masks);
   const ImageBlocks* sent_first = recalibration_of(images, recalibration);
   require(labels.size() == images.blocks.count(), "one label per image");
+  const ImageRange range{first, end.value_or(images.blocks.count())};
+  require(0 <= range.first && range.first <= range.end && range.end <= images.blocks.count(),
+          "first and end must be a range of the images");
   Array<int64_t> counts(masks.shape(0));
   int64_t* out = counts.mutable_data();
   without_gil([&](const Interrupted& interrupted) {
-    return count_correct(*images.program, images.blocks, labels.data(), masks.data(),
+    return count_correct(*images.program, images.blocks, range, labels.data(), masks.data(),
                          masks.shape(0), sent_first, threads, interrupted, out);
   });
   return counts;
@@ -262,7 +267,7 @@ PYBIND11_MODULE(_rlal_fast, module) {
   py::class_<Images, std::shared_ptr<Images>>(module, "Images")
       .def(py::init(&make_images))
       .def("correct", &correct, py::arg("labels"), py::arg("masks"), py::arg("threads"),
-           py::arg("recalibration") = nullptr)
+           py::arg("recalibration") = nullptr, py::arg("first") = 0, py::arg("end") = py::none())
       .def("logits", &all_logits, py::arg("masks"), py::arg("threads"),
            py::arg("recalibration") = nullptr)
       .def("profile", &profiled);

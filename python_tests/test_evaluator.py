@@ -108,6 +108,41 @@ def test_many_subnets_in_one_call_equal_single_calls(backend: str) -> None:
     assert evaluator.accuracies([]).shape == (0,)
 
 
+@pytest.mark.parametrize("recalibrated", [False, True])
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_parts_of_the_images(backend: str, recalibrated: bool) -> None:
+    graph, rng = traced("resnet8"), np.random.default_rng(5)
+    images, labels = images_for(graph, 37)
+    subnets = [random_subnet(graph, rng) for _ in range(18)]
+    others = images_for(graph, 9)[0] if recalibrated else None
+    evaluator = rf.Evaluator(graph, images, labels, backend, others)
+    right = torch.stack([evaluator.logits(s).argmax(1) for s in subnets]) == labels
+    assert evaluator.accuracies(subnets).tolist() == right.double().mean(1).tolist()
+    for part in (range(37), range(1), range(5, 7), range(15, 17), range(16, 32), range(36, 37)):
+        expected = right[:, part.start : part.stop].double().mean(1)
+        assert evaluator.accuracies(subnets, part).tolist() == expected.tolist()
+    assert evaluator.accuracies([], range(3)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (range(0), "at least one image"),
+        (range(3, 2), "at least one image"),
+        (range(-1, 2), r"range\(-1, 2\) is not of the 5 images"),
+        (range(4, 6), r"range\(4, 6\) is not of the 5 images"),
+        (range(0, 4, 2), "range of step 1"),
+        (slice(0, 2), "range of step 1"),
+    ],
+)
+def test_a_part_that_is_none_of_the_images(part: range, message: str) -> None:
+    graph = traced("resnet8")
+    for backend in ("native", "torch"):
+        evaluator = rf.Evaluator(graph, *images_for(graph), backend)
+        with pytest.raises(rf.InputError, match=message):
+            evaluator.accuracies([graph.full_subnet()], part)
+
+
 def test_threads_do_not_change_a_bit() -> None:
     graph, rng = traced("operand read later"), np.random.default_rng(4)
     subnets = [random_subnet(graph, rng) for _ in range(20)]

@@ -144,6 +144,19 @@ def test_layers_in_many_batches(
     assert scored.accuracies(subnets).tolist() == twin.accuracies(subnets).tolist()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_parts_of_the_images(precision: str) -> None:
+    graph, rng = traced("resnet8"), np.random.default_rng(5)
+    images, labels = images_for(graph, 37)
+    subnets = [random_subnet(graph, rng) for _ in range(5)]
+    for path in ("whole", "layers"):
+        scored = evaluator(graph, images, labels, precision=precision, path=path)
+        right = torch.stack([scored.logits(s).argmax(1) for s in subnets]) == labels
+        for part in (range(37), range(1), range(5, 7), range(15, 33), range(36, 37)):
+            expected = right[:, part.start : part.stop].double().mean(1)
+            assert scored.accuracies(subnets, part).tolist() == expected.tolist()
+
+
 def test_many_subnets_in_one_call_equal_single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, rng = traced("resnet8"), np.random.default_rng(3)
     images, labels = images_for(graph, 9)

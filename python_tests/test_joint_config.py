@@ -70,6 +70,13 @@ def test_the_papers_settings_are_the_defaults() -> None:
     assert config.epoch_embedding
 
 
+def test_a_race_is_for_moving_weights() -> None:
+    assert JointConfig().race == 0.25
+    assert JointConfig(epochs=0).race == 1
+    assert JointConfig(**PRESETS["paper"]).race == 1
+    assert JointConfig(epochs=0, race_share=0.5).race == 0.5
+
+
 def test_the_paper_s_agent_is_a_preset() -> None:
     """method.md §3, §8; the default's differences are measured in benchmarks/README.md."""
     paper = JointConfig(**PRESETS["paper"])
@@ -88,6 +95,10 @@ def test_the_paper_s_agent_is_a_preset() -> None:
         {"episodes_per_epoch": 0},
         {"structures": 0},
         {"bn_recalibrate": -1},
+        {"race_share": 0.0},
+        {"race_share": 1.01},
+        {"race_share": math.nan},
+        {"race_share": "all"},
         {"seed": -1},
         {"seed": 2**63},
         {"search_epochs": -1},

@@ -118,6 +118,8 @@ def test_a_program_made_by_hand_computes_the_known_answer() -> None:
     masks = np.concatenate([keep_first] * 40)
     assert blocks.correct(labels, masks, 2).tolist() == [5] * 40
     assert blocks.correct(labels, masks[:0], 2).tolist() == []
+    for first, end in ((0, 5), (0, 0), (2, 2), (5, 5), (1, 4)):
+        assert blocks.correct(labels, masks, 2, None, first, end).tolist() == [end - first] * 40
 
 
 def bad_program(**changes: Any) -> None:
@@ -177,6 +179,9 @@ def test_images_masks_and_labels_that_do_not_fit_are_refused() -> None:
             blocks.correct(labels, np.ascontiguousarray(wrong), 1)
     with pytest.raises(ValueError, match="one label per image"):
         blocks.correct(labels[:3], masks, 1)
+    for first, end in ((-1, 2), (3, 2), (0, 5), (5, 5)):
+        with pytest.raises(ValueError, match="first and end must be a range of the images"):
+            blocks.correct(labels, masks, 1, None, first, end)
     with pytest.raises(ValueError, match="logits are of one sub-network"):
         blocks.logits(np.ones((2, 5), np.uint8), 1)
     with pytest.raises(TypeError):

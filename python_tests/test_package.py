@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assistant": {"mlp", "replay", "walk"},
     "env": {"agents", "flops", "graph", "replay", "screening", "subnet", "walk"},
     "structures": {"env", "graph", "subnet"},
+    "racing": {"subnet"},
     # the loop
     "joint_config": {
         "agents",

@@ -280,6 +280,23 @@ def test_rewards_are_of_the_current_weights_on_the_reward_split(digits: ImageDat
         assert accuracy(compact(trainer.model, subnet), images, labels) == reward
 
 
+def test_what_falls_behind_is_left_early_and_the_best_never() -> None:
+    data = load("digits", train_limit=800, reward_fraction=0.5)
+    settings: dict[str, Any] = {"epochs": 3, "search_epochs": 2, "episodes_per_epoch": 12}
+    trainer, records = joint_part(data, **settings)
+    joint = [record for record in records if record["stage"] == "joint"]
+    assert sum(record["left_early"] for record in joint) > 12
+    for record in joint:
+        assert record["structure_reward"] * 400 == pytest.approx(
+            round(record["structure_reward"] * 400)
+        )
+        assert record["structure_reward"] >= max(record["rewards"])
+    best = trainer.structures
+    assert trainer.evaluator.accuracies(best.subnets[:1]).tolist() == best.rewards[:1].tolist()
+    _, records = joint_part(data, **settings, race_share=1.0)
+    assert [record["left_early"] for record in records if record["stage"] == "joint"] == [0] * 5
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_so_many_structures_are_remembered(digits: ImageData, count: int) -> None:
     trainer, _ = joint_part(digits, structures=count, agent="random")

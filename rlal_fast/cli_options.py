@@ -108,7 +108,12 @@ LOOP = _options(
     ),
     _option("--beta", type=float, help="Weight of that penalty [10 / steps; paper: 1e-4]."),
     _option("--environment-steps", default=50, help="Updates of that model per epoch."),
-    _option("--structures", default=8, help="Best structures evaluated again each epoch."),
+    _option("--structures", default=4, help="Best structures evaluated again each epoch."),
+    _option(
+        "--race-share",
+        type=float,
+        help="Reward images before what is clearly behind is left [0.25; --epochs 0, paper: 1].",
+    ),
     _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
     _option(
         "--bn-recalibrate", default=0, help="Score by batch norm statistics of so many images."

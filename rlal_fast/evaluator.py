@@ -29,7 +29,7 @@ class _Backend(Protocol):
     description: str
 
     def load_weights(self, state: dict[str, Tensor]) -> None: ...
-    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]: ...
+    def correct(self, subnets: Sequence[Subnet], images: range) -> NDArray[np.int64]: ...
     def logits(self, subnet: Subnet) -> Tensor: ...
 
 
@@ -117,24 +117,41 @@ class Evaluator:
                     )
         self._backend.load_weights(given)
 
-    def accuracies(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]:
+    def accuracies(
+        self, subnets: Sequence[Subnet], images: range | None = None
+    ) -> NDArray[np.float64]:
         """Top-1 accuracy of each sub-network, float64 [S] in [0, 1], in one native call.
 
+        Args:
+            subnets: S of this evaluator's graph.
+            images: which of the images, by their numbers, without gaps; None: all of them.
+
         Raises:
-            InputError: a sub-network of another graph, or there are no images.
+            InputError: a sub-network of another graph, a range that is not of the images, or one
+                with no images.
             KeyboardInterrupt: Ctrl-C, within a fraction of a second.
         """
         self._check(subnets)
-        if not len(self):
-            raise InputError("an accuracy needs at least one image")
+        images = self._checked_range(images)
         if not subnets:
             return np.empty(0)
-        return self._backend.correct(subnets) / len(self)
+        return self._backend.correct(subnets, images) / len(images)
 
     def logits(self, subnet: Subnet) -> Tensor:
         """Logits float32 [N, classes] of one sub-network."""
         self._check([subnet])
         return self._backend.logits(subnet)
+
+    def _checked_range(self, images: range | None) -> range:
+        if images is None:
+            images = range(len(self))
+        if not isinstance(images, range) or images.step != 1:
+            raise InputError(f"images must be a range of step 1, as range(0, 100), not {images!r}")
+        if not images:
+            raise InputError("an accuracy needs at least one image")
+        if images.start < 0 or images.stop > len(self):
+            raise InputError(f"{images} is not of the {len(self)} images: give a part of them")
+        return images
 
     def _check(self, subnets: Sequence[Subnet]) -> None:
         if isinstance(subnets, Subnet):
@@ -177,7 +194,7 @@ class _NativeBackend:
         self._graph, self._labels = graph, labels.cpu().numpy()
         self._program = NativeProgram(graph.nodes, graph.positions, graph.class_count)
         self._images = self._laid_out(images)
-        self._recalibration = [] if recalibration is None else [self._laid_out(recalibration)]
+        self._recalibration = None if recalibration is None else self._laid_out(recalibration)
         self.description = f"native {self._program.native.isa}"
 
     def _laid_out(self, images: Tensor) -> native.Images:
@@ -185,15 +202,17 @@ class _NativeBackend:
         return native.extension().Images(self._program.native, pixels, torch.get_num_threads())
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        self._program.load_weights(state, recalibrate=bool(self._recalibration))
+        self._program.load_weights(state, recalibrate=self._recalibration is not None)
 
-    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
+    def correct(self, subnets: Sequence[Subnet], images: range) -> NDArray[np.int64]:
         masks, threads = _masks(self._graph, subnets), torch.get_num_threads()
-        return self._images.correct(self._labels, masks, threads, *self._recalibration)
+        return self._images.correct(
+            self._labels, masks, threads, self._recalibration, images.start, images.stop
+        )
 
     def logits(self, subnet: Subnet) -> Tensor:
         masks, threads = _masks(self._graph, [subnet]), torch.get_num_threads()
-        return torch.from_numpy(self._images.logits(masks, threads, *self._recalibration))
+        return torch.from_numpy(self._images.logits(masks, threads, self._recalibration))
 
 
 def _masks(graph: PrunableGraph, subnets: Sequence[Subnet]) -> NDArray[np.uint8]:
@@ -228,9 +247,9 @@ class _CudaBackend:
     def load_weights(self, state: dict[str, Tensor]) -> None:
         self._program.load_weights(state)
 
-    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
+    def correct(self, subnets: Sequence[Subnet], images: range) -> NDArray[np.int64]:
         masks = _masks(self._graph, subnets)
-        return self._program.correct(self._images, self._labels, masks)
+        return self._program.correct(self._images, self._labels, masks, images)
 
     def logits(self, subnet: Subnet) -> Tensor:
         masks = _masks(self._graph, [subnet])
@@ -260,14 +279,18 @@ class _TorchBackend:
             for name, tensor in state.items()
         }
 
-    def correct(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
-        labels = self._labels.cpu()
-        hits = [int((self.logits(s).argmax(1) == labels).sum()) for s in subnets]
+    def correct(self, subnets: Sequence[Subnet], images: range) -> NDArray[np.int64]:
+        part = slice(images.start, images.stop)
+        labels, pixels = self._labels[part].cpu(), self._images[part]
+        hits = [int((self._logits(s, pixels).argmax(1) == labels).sum()) for s in subnets]
         return np.array(hits, dtype=np.int64)
+
+    def logits(self, subnet: Subnet) -> Tensor:
+        return self._logits(subnet, self._images)
 
     @torch.no_grad()
     @reference.exact_float32()
-    def logits(self, subnet: Subnet) -> Tensor:
+    def _logits(self, subnet: Subnet, images: Tensor) -> Tensor:
         kept = self._graph.kept_positions(subnet)
         subnet_of = self._graph.nodes, self._state, kept
         statistics = None
@@ -275,7 +298,7 @@ class _TorchBackend:
             statistics = reference.subnet_statistics(*subnet_of, self._recalibration)
         parts = [
             reference.subnet_logits(*subnet_of, batch, statistics)
-            for batch in self._images.split(self._BATCH)
+            for batch in images.split(self._BATCH)
         ]
         return torch.cat(parts).cpu()
 

@@ -55,7 +55,10 @@ class JointConfig:
     bn_recalibrate: int = 0
     """Training images whose batch norm statistics each sub-network is scored with. 0: the running
     statistics."""
-    structures: int = 8  # best structures that are evaluated again each epoch
+    structures: int = 4  # best structures that are evaluated again each epoch
+    race_share: float | None = None
+    """Share of the reward images after which a sub-network that is clearly behind is left; 1: all
+    are scored on all images. None: 0.25, or 1 if epochs is 0."""
     evaluator: str = "auto"
     evaluator_precision: str = "fp32"
     """Of the CUDA evaluator's products: "fp32", "tf32", "fp16" or "bf16"."""
@@ -104,6 +107,8 @@ class JointConfig:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(f"{name}={value} must be at least 0")
+        if not 0 < self.race <= 1:
+            raise InputError(f"race_share={self.race_share} must be in (0, 1]")
         beta = 0.0 if self.beta is None else self.beta
         if not (self.finetune_lr > 0 and beta >= 0):  # nan is neither
             raise InputError(
@@ -159,6 +164,11 @@ class JointConfig:
         return default if self.random_epochs is None else self.random_epochs
 
     @property
+    def race(self) -> float:
+        default = 0.25 if self.epochs else 1.0
+        return default if self.race_share is None else self.race_share
+
+    @property
     def finetune(self) -> int:
         return max(1, self.epochs // 4) if self.finetune_epochs is None else self.finetune_epochs
 
@@ -186,6 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "state": "basic",
         "screening": ScreeningConfig(candidates=1),
         "beta": 1e-4,
+        "race_share": 1.0,
     },
 }
 """Fields of a JointConfig by the name of a preset."""

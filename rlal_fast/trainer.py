@@ -29,6 +29,7 @@ from rlal_fast.head_start import HeadStart, Target
 from rlal_fast.history.past_run import PastRun
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import MetricsLog, Record
+from rlal_fast.racing import Race
 from rlal_fast.recalibration import recalibrate, training_sample
 from rlal_fast.replay import ReplayBuffer
 from rlal_fast.report import Report
@@ -137,9 +138,7 @@ class JointTrainer:
             round_to=config.round_to,
         )
         self._make_evaluator()
-        self.env = PruningEnv(
-            self.graph, self.budget, self.evaluator, config.importance, config.state
-        )
+        self.env = PruningEnv(self.graph, self.budget, self.race, config.importance, config.state)
         self.weights = trainer_for(model)(
             model,
             self.data,
@@ -176,16 +175,16 @@ class JointTrainer:
         config, data = self.config, self.data
         sample = training_sample(data, config.bn_recalibrate, config.seed)
         self.recalibration = None if sample is None else sample.to(self.device)
-        images = data.normalised(data.reward).to(self.device)
-        labels = data.reward.labels.to(self.device)
+        reward = data.reward.shuffled(generator(config.seed, "order of reward images"))
         self.evaluator = Evaluator(
             self.graph,
-            images,
-            labels,
+            data.normalised(reward).to(self.device),
+            reward.labels.to(self.device),
             config.evaluator,
             self.recalibration,
             precision=config.evaluator_precision,
         )
+        self.race = Race(self.evaluator, config.race)
 
     def _make_learners(self, history: Sequence[PastRun]) -> None:
         config, groups, size = self.config, len(self.graph.groups), self.env.state_size
@@ -275,9 +274,8 @@ class JointTrainer:
         rollout, learned = None, {}
         if phase != "warmup":
             with self._timed("episodes"):
+                self._begin_scoring(trained is not None)
                 rollout = self._walk(epoch, phase)
-                if trained is not None:  # else the weights, and so the rewards, are the same
-                    self.structures.reevaluate(self.evaluator)
                 self.structures.offer(rollout.subnets, rollout.rewards)
             with self._timed("agent"):
                 learned = self._learn(epoch)
@@ -291,6 +289,13 @@ class JointTrainer:
         elif self.config.alignment and self.structures.best is not None:
             penalty = AlignmentPenalty(self.model, self.structures.best)
         return self.weights.train_epoch(epoch, penalty, self.beta, self.on_batch)
+
+    def _begin_scoring(self, moved: bool) -> None:
+        """Where the weights have moved, all that was known of them has to be measured again."""
+        known = None if moved or self.structures.best is None else self.structures.rewards[0]
+        self.race.start(known)
+        if moved:
+            self.structures.reevaluate(self.race)
 
     def _walk(self, epoch: int, phase: str) -> Rollout:
         rollout = explore(self, epoch, phase)
@@ -391,6 +396,7 @@ class JointTrainer:
             "train_accuracy": trained.accuracy if trained else None,
             "reward_split_accuracy": full,
             "rewards": rollout.rewards.tolist() if rollout else [],
+            "left_early": self.race.left if rollout else 0,
             "structure_reward": float(self.structures.rewards[0]) if best else None,
             "structure_widths": best.widths.tolist() if best else None,
             "environment_loss": learned.pop("environment_loss", None),

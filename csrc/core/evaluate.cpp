@@ -59,10 +59,14 @@ class Workspaces {
 
 }  // namespace
 
-bool count_correct(const Program& program, const ImageBlocks& images, const int64_t* labels,
-                   const uint8_t* masks, int64_t subnets, const ImageBlocks* recalibration,
-                   int threads, const Interrupted& interrupted, int64_t* correct) {
+bool count_correct(const Program& program, const ImageBlocks& images, const ImageRange& range,
+                   const int64_t* labels, const uint8_t* masks, int64_t subnets,
+                   const ImageBlocks* recalibration, int threads, const Interrupted& interrupted,
+                   int64_t* correct) {
   const int lanes = program.kernels().lanes;
+  const int64_t first_block = range.first / lanes;
+  const int64_t blocks =
+      range.first == range.end ? 0 : (range.end + lanes - 1) / lanes - first_block;
   Workspaces spaces(program, recalibration, threads);
   std::fill(correct, correct + subnets, 0);
   for (int64_t first = 0; first < subnets; first += kPackedAtOnce) {
@@ -73,18 +77,18 @@ bool count_correct(const Program& program, const ImageBlocks& images, const int6
     };
     if (!run_parallel(threads, count, pack, interrupted)) return false;
 
-    std::vector<int64_t> hits(
-        count * images.blocks());  // one cell per item: nothing shared between threads
+    std::vector<int64_t> hits(count * blocks);  // one cell per item: nothing shared between threads
     const auto score = [&](int thread, int64_t item) {
-      const int64_t s = item / images.blocks(), b = item % images.blocks();
+      const int64_t s = item / blocks, b = first_block + item % blocks;
       Execution execution(program, program.layout(), packed[s], spaces.arena(thread));
       const View result = execution.run(images.block(b));
-      for (int lane = 0; lane < images.in_block(b); ++lane)
-        hits[item] += argmax(result, lanes, lane) == labels[b * lanes + lane];
+      const int64_t end = std::min<int64_t>((b + 1) * lanes, range.end);
+      for (int64_t image = std::max(b * lanes, range.first); image < end; ++image)
+        hits[item] += argmax(result, lanes, static_cast<int>(image - b * lanes)) == labels[image];
     };
-    if (!run_parallel(threads, count * images.blocks(), score, interrupted)) return false;
-    for (int64_t item = 0; item < count * images.blocks(); ++item)
-      correct[first + item / images.blocks()] += hits[item];
+    if (!run_parallel(threads, count * blocks, score, interrupted)) return false;
+    for (int64_t item = 0; item < count * blocks; ++item)
+      correct[first + item / blocks] += hits[item];
   }
   return true;
 }

@@ -10,12 +10,18 @@
 
 namespace rlal {
 
-// correct[s] = images whose largest logit is at labels[image], for masks
-// [subnets][program.classes()], after a recalibration where there are images for it. Returns false
-// when interrupted.
-bool count_correct(const Program& program, const ImageBlocks& images, const int64_t* labels,
-                   const uint8_t* masks, int64_t subnets, const ImageBlocks* recalibration,
-                   int threads, const Interrupted& interrupted, int64_t* correct);
+// Images first .. end - 1 of what ImageBlocks holds.
+struct ImageRange {
+  int64_t first, end;
+};
+
+// correct[s] = images of the range whose largest logit is at labels[image], for labels of all
+// images and masks [subnets][program.classes()], after a recalibration where there are images for
+// it. Returns false when interrupted.
+bool count_correct(const Program& program, const ImageBlocks& images, const ImageRange& range,
+                   const int64_t* labels, const uint8_t* masks, int64_t subnets,
+                   const ImageBlocks* recalibration, int threads, const Interrupted& interrupted,
+                   int64_t* correct);
 
 // logits [images.count()][program.outputs()] of one sub-network. Returns false when interrupted.
 bool logits(const Program& program, const ImageBlocks& images, const uint8_t* mask,

@@ -204,13 +204,21 @@ void check_calls(const Task& task, const Kernels& kernels) {
   labels.front() = (labels.front() + 1) % program.outputs();
   std::vector<uint8_t> masks = task.made.kept;
   masks.insert(masks.end(), task.made.kept.begin(), task.made.kept.end());
-  int64_t correct[2] = {};
-  require(
-      count_correct(program, images, labels.data(), masks.data(), 2, nullptr, 3, kNever, correct),
-      "interrupted");
-  require(correct[0] == count - 1 && correct[1] == count - 1,
-          std::to_string(correct[0]) + " and " + std::to_string(correct[1]) + " of " +
-              std::to_string(count) + " images counted, all but one are right");
+  const auto hits = [&](int64_t first, int64_t end) {
+    int64_t correct[2] = {};
+    require(count_correct(program, images, {first, end}, labels.data(), masks.data(), 2, nullptr, 3,
+                          kNever, correct),
+            "interrupted");
+    require(correct[0] == correct[1], "the same sub-network has two scores");
+    return correct[0];
+  };
+  require(hits(0, count) == count - 1, std::to_string(hits(0, count)) + " of " +
+                                           std::to_string(count) +
+                                           " images counted, all but one are right");
+  for (int64_t cut = 0; cut <= count; ++cut)
+    require(hits(0, cut) == std::max<int64_t>(cut - 1, 0) &&
+                hits(cut, count) == count - std::max<int64_t>(cut, 1),
+            "a range counts other images than its own, cut at " + std::to_string(cut));
 }
 
 // Denormals would cost a hundred times as much as other numbers on some machines.

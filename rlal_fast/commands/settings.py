@@ -36,8 +36,9 @@ def joint_config(settings: Settings) -> JointConfig:
     for name in ("include", "exclude"):
         values[name] = tuple(values[name])
     preset = JointConfig(epochs=1, **PRESETS[settings["preset"]])
-    if values["beta"] is None:
-        values["beta"] = preset.beta
+    for name in ("beta", "race_share"):
+        if values[name] is None:
+            values[name] = getattr(preset, name)
     screening = preset.screening
     if settings["candidates"] is not None:
         screening = dataclasses.replace(screening, candidates=settings["candidates"])

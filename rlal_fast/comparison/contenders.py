@@ -76,7 +76,8 @@ def _learner(description: str, **what: bool) -> Contender:
 
 _AMC = {"agent": "ddpg", "state": "basic"}  # its state does not tell all earlier ratios
 _PAPER = {"agent": "sac", **PRESETS["paper"]}
-_PAPER.pop("beta")  # how weights are trained is the comparison's
+for _name in ("beta", "race_share"):  # how weights are trained and scored is the comparison's
+    _PAPER.pop(_name)
 
 CONTENDERS: dict[str, Contender] = {
     "uniform": Contender("one ratio for all groups", {"agent": "uniform"}, constant=True),

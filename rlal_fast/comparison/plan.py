@@ -174,6 +174,7 @@ class Plan:
         config = dataclasses.asdict(self.base)
         unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_TRAINING)
         kept = {name: value for name, value in config.items() if name not in unread}
+        kept["race_share"] = self.base.race
         if self.joint:
             kept["finetune_epochs"] = self.base.finetune
             if not self.base.finetune:

@@ -32,6 +32,11 @@ class Split:
         """The same on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def shuffled(self, generator: torch.Generator) -> Split:
+        """The same images in random order: data sets often come class by class."""
+        order = torch.randperm(len(self), generator=generator).to(self.labels.device)
+        return Split(self.images[order], self.labels[order])
+
 
 def checked_split(where: str, images: Tensor, labels: Tensor) -> Split:
     """A user's tensors as a Split; `where` names them in messages ("train").

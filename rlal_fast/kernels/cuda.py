@@ -163,9 +163,18 @@ class CudaProgram:
         return loaded
 
     def correct(
-        self, images: Tensor, labels: Tensor, masks: NDArray[np.uint8]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        masks: NDArray[np.uint8],
+        chosen: range | None = None,
     ) -> NDArray[np.int64]:
-        """Hits of each sub-network, [S]: images as from `load_images`, labels int64 [N] there."""
+        """Hits of each sub-network, [S]: images as from `load_images`, labels int64 [N] there;
+        among the chosen ones, or all of them."""
+        if chosen is not None:
+            of_one = self._native.image_bytes(self.precision)
+            images = images[chosen.start * of_one : chosen.stop * of_one]
+            labels = labels[chosen.start : chosen.stop]
         parts = []
         for part in self._parts(masks):
             counts = torch.empty(len(part), dtype=torch.int32, device=self.device)

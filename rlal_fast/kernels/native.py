@@ -65,6 +65,8 @@ class Images(Protocol):
         masks: NDArray[np.uint8],
         threads: int,
         recalibration: Images | None = None,
+        first: int = 0,
+        end: int | None = None,
     ) -> NDArray[np.int64]: ...
 
     def logits(
