@@ -70,11 +70,11 @@ def test_the_papers_settings_are_the_defaults() -> None:
     assert config.epoch_embedding
 
 
-def test_a_race_is_for_moving_weights() -> None:
+def test_a_race_unless_a_start_is_dear() -> None:
     assert JointConfig().race == 0.25
-    assert JointConfig(epochs=0).race == 1
     assert JointConfig(**PRESETS["paper"]).race == 1
-    assert JointConfig(epochs=0, race_share=0.5).race == 0.5
+    assert JointConfig(bn_recalibrate=8).race == 1
+    assert JointConfig(bn_recalibrate=8, race_share=0.5).race == 0.5
 
 
 def test_the_paper_s_agent_is_a_preset() -> None:

@@ -280,21 +280,35 @@ def test_rewards_are_of_the_current_weights_on_the_reward_split(digits: ImageDat
         assert accuracy(compact(trainer.model, subnet), images, labels) == reward
 
 
-def test_what_falls_behind_is_left_early_and_the_best_never() -> None:
-    data = load("digits", train_limit=800, reward_fraction=0.5)
-    settings: dict[str, Any] = {"epochs": 3, "search_epochs": 2, "episodes_per_epoch": 12}
-    trainer, records = joint_part(data, **settings)
-    joint = [record for record in records if record["stage"] == "joint"]
-    assert sum(record["left_early"] for record in joint) > 12
-    for record in joint:
-        assert record["structure_reward"] * 400 == pytest.approx(
-            round(record["structure_reward"] * 400)
-        )
-        assert record["structure_reward"] >= max(record["rewards"])
-    best = trainer.structures
-    assert trainer.evaluator.accuracies(best.subnets[:1]).tolist() == best.rewards[:1].tolist()
-    _, records = joint_part(data, **settings, race_share=1.0)
-    assert [record["left_early"] for record in records if record["stage"] == "joint"] == [0] * 5
+@pytest.fixture(scope="module")
+def more_digits() -> ImageData:
+    """With enough reward images for a race."""
+    return load("digits", train_limit=800, reward_fraction=0.5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 106])
+def test_what_falls_behind_is_stopped_and_the_best_never(more_digits: ImageData, seed: int) -> None:
+    settings: dict[str, Any] = {"epochs": 4, "search_epochs": 1, "episodes_per_epoch": 8}
+    trainer = make(more_digits, **settings, finetune_epochs=0, seed=seed)
+    records: list[Record] = []
+
+    def check(record: Record) -> None:
+        records.append(record)
+        best = trainer.structures
+        assert trainer.evaluator.accuracies(best.subnets[:1]).tolist() == best.rewards[:1].tolist()
+        assert record["structure_reward"] == best.rewards[0] >= max(record["rewards"])
+
+    trainer.on_epoch = check
+    trainer.search()
+    assert sum(record["stopped_early"] for record in records) > 8
+    assert records[-1]["phase"] == "search"
+    assert records[-1]["stopped_early"] == 0  # weights that stand still: all are scored on all
+
+
+def test_all_are_scored_on_all_images_if_asked(more_digits: ImageData) -> None:
+    trainer = make(more_digits, episodes_per_epoch=8, race_share=1.0)
+    trainer.search()
+    assert [record["stopped_early"] for record in trainer.log.records] == [0] * 3
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -11,7 +11,7 @@ from rlal_fast.packed import pack, unpack
 from rlal_fast.run_folder import RunFolder
 
 _FILE = "last.pt"
-_FORMAT = 3
+_FORMAT = 4
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:

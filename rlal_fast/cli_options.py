@@ -112,7 +112,8 @@ LOOP = _options(
     _option(
         "--race-share",
         type=float,
-        help="Reward images before what is clearly behind is left [0.25; --epochs 0, paper: 1].",
+        help="Share of the reward images after which what is clearly behind is stopped [0.25; "
+        "paper, and with --bn-recalibrate: 1].",
     ),
     _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
     _option(

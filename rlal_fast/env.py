@@ -37,7 +37,7 @@ class Rollout:
     Attributes:
         subnets: the sub-network that each episode ended in.
         widths: int64 [P, G].
-        rewards: float64 [P], accuracies on the reward split.
+        rewards: float64 [P], accuracies on the reward split, or what a race saw of it.
         episodes: the same as transitions for the replay.
     """
 

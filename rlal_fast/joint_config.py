@@ -57,8 +57,9 @@ class JointConfig:
     statistics."""
     structures: int = 4  # best structures that are evaluated again each epoch
     race_share: float | None = None
-    """Share of the reward images after which a sub-network that is clearly behind is left; 1: all
-    are scored on all images. None: 0.25, or 1 if epochs is 0."""
+    """Where weights move: the share of the reward images, at least 100 of them, after which what is
+    clearly behind is stopped. 1: all are scored on all images. None: 0.25, or 1 with
+    bn_recalibrate, which would be paid twice."""
     evaluator: str = "auto"
     evaluator_precision: str = "fp32"
     """Of the CUDA evaluator's products: "fp32", "tf32", "fp16" or "bf16"."""
@@ -165,7 +166,7 @@ class JointConfig:
 
     @property
     def race(self) -> float:
-        default = 0.25 if self.epochs else 1.0
+        default = 1.0 if self.bn_recalibrate else 0.25
         return default if self.race_share is None else self.race_share
 
     @property

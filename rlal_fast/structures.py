@@ -17,7 +17,7 @@ class Structures:
 
     Attributes:
         subnets: best first.
-        rewards: float64, their rewards when they were last evaluated.
+        rewards: float64, their rewards when they were last evaluated; the first is on all images.
     """
 
     def __init__(self, size: int) -> None:

@@ -274,7 +274,9 @@ class JointTrainer:
         rollout, learned = None, {}
         if phase != "warmup":
             with self._timed("episodes"):
-                self._begin_scoring(trained is not None)
+                self.race.start(whole=trained is None or phase == "trial")
+                if trained is not None:  # else the weights, and so the rewards, are the same
+                    self.structures.reevaluate(self.race)
                 rollout = self._walk(epoch, phase)
                 self.structures.offer(rollout.subnets, rollout.rewards)
             with self._timed("agent"):
@@ -289,13 +291,6 @@ class JointTrainer:
         elif self.config.alignment and self.structures.best is not None:
             penalty = AlignmentPenalty(self.model, self.structures.best)
         return self.weights.train_epoch(epoch, penalty, self.beta, self.on_batch)
-
-    def _begin_scoring(self, moved: bool) -> None:
-        """Where the weights have moved, all that was known of them has to be measured again."""
-        known = None if moved or self.structures.best is None else self.structures.rewards[0]
-        self.race.start(known)
-        if moved:
-            self.structures.reevaluate(self.race)
 
     def _walk(self, epoch: int, phase: str) -> Rollout:
         rollout = explore(self, epoch, phase)
@@ -396,7 +391,7 @@ class JointTrainer:
             "train_accuracy": trained.accuracy if trained else None,
             "reward_split_accuracy": full,
             "rewards": rollout.rewards.tolist() if rollout else [],
-            "left_early": self.race.left if rollout else 0,
+            "stopped_early": self.race.stopped if rollout else 0,
             "structure_reward": float(self.structures.rewards[0]) if best else None,
             "structure_widths": best.widths.tolist() if best else None,
             "environment_loss": learned.pop("environment_loss", None),

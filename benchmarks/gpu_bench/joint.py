@@ -72,6 +72,7 @@ def _config(session: Session, epochs: int) -> rf.JointConfig:
     """Episodes in every epoch, one of them random; a cosine that ends after the measured epochs."""
     return rf.JointConfig(
         epochs=epochs,
+        race_share=1.0,  # so that an epoch's work does not depend on its rewards
         warmup_epochs=0,
         random_epochs=1,
         finetune_epochs=0,

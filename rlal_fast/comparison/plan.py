@@ -30,7 +30,7 @@ _OWN |= {"search_epochs", "episodes"}
 _OWN |= {"evaluator", "device"}
 # What only the training of weights reads.
 _OF_TRAINING = {"weights", "warmup_epochs", "alignment", "beta", "structures"}
-_OF_TRAINING |= {"finetune_epochs", "finetune_lr"}
+_OF_TRAINING |= {"finetune_epochs", "finetune_lr", "race_share"}
 # What some contenders read and others do not: rows of those others stay comparable without it.
 _OF_CONTENDERS = {"state", "sac", "screening", "environment", "history", "assistant"}
 
@@ -174,9 +174,9 @@ class Plan:
         config = dataclasses.asdict(self.base)
         unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_TRAINING)
         kept = {name: value for name, value in config.items() if name not in unread}
-        kept["race_share"] = self.base.race
         if self.joint:
             kept["finetune_epochs"] = self.base.finetune
+            kept["race_share"] = self.base.race
             if not self.base.finetune:
                 kept.pop("finetune_lr")
             kept["weights"].pop("capture")  # another way to launch the same steps

@@ -34,8 +34,7 @@ class Split:
 
     def shuffled(self, generator: torch.Generator) -> Split:
         """The same images in random order: data sets often come class by class."""
-        order = torch.randperm(len(self), generator=generator).to(self.labels.device)
-        return Split(self.images[order], self.labels[order])
+        return _rows(self, torch.randperm(len(self), generator=generator))
 
 
 def checked_split(where: str, images: Tensor, labels: Tensor) -> Split:
