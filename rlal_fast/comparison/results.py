@@ -57,7 +57,8 @@ class Row:
         test_accuracy: of that structure as cut, not fine-tuned; nothing was chosen by it.
         widths: kept channels of each group.
         pruned_flops_reached: the fraction of the FLOPs that it prunes.
-        rewards: per epoch, of each episode in order.
+        rewards: per epoch, of each episode in order; in joint training perhaps of a part of the
+            reward images, see `racing.py`.
         structure_rewards: per epoch, of the best structure under that epoch's weights; None before
             the first episode.
         full_accuracies: per epoch, of the full network on the reward split.
