@@ -43,8 +43,8 @@ class PastRun:
     groups: str  # mode: "internal" or "all"
     seed: int
     reward_images: int
-    """Images of the reward split: a reward is that many trials' share of hits, or fewer where a race
-    stopped it."""
+    """Images of the reward split: a reward is that many trials' share of hits, or fewer where a
+    race stopped it."""
     feature_names: tuple[str, ...]  # [F]
     features: NDArray[np.float32]
     """float32 [G, F]: what a state says of each group whatever was decided, on the network's own
