@@ -203,8 +203,9 @@ def _legend(
     for panel in axes.flat:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    seeds = max(len(course.values) for course in courses)
-    band = "band: worst and best of the seeds" if seeds > 1 else None
+    counts = {len(course.values) for course in courses if not course.constant} or {1}
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))
+    band = "band: worst and best of the seeds" if max(counts) > 1 else None
     figure.legend(
         list(found.values()),
         list(found),
