@@ -54,6 +54,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
     config = JointConfig()
     assert (config.episodes_per_epoch, config.a_max) == (10, 0.8)
     assert PRESETS["paper"]["beta"] == 1e-4
+    assert PRESETS["paper"]["beta_growth"] == 0
     cifar = 300 * math.ceil(45_000 / 128)
     assert default_beta(cifar) == pytest.approx(1e-4, rel=0.06)
     weights = config.weights
@@ -110,6 +111,9 @@ def test_the_paper_s_agent_is_a_preset() -> None:
         {"finetune_lr": float("nan")},
         {"beta": -1e-9},
         {"beta": float("nan")},
+        {"beta_growth": -0.5},
+        {"beta_growth": math.nan},
+        {"beta_growth": 1e9},
         {"warmup_epochs": 200},
         {"device": "gpu"},
         {"evaluator_precision": "fp8"},

@@ -24,7 +24,7 @@ from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import Record
 from rlal_fast.models import create
 from rlal_fast.trainer import JointResult, JointTrainer
-from rlal_fast.weights import WeightsConfig, accuracy
+from rlal_fast.weights import WeightsConfig, WeightTrainer, accuracy
 
 SMALL: dict[str, Any] = {
     "epochs": 3,
@@ -345,6 +345,26 @@ def test_a_short_training_pushes_as_far_as_a_long_one(digits: ImageData) -> None
     assert long.beta == pytest.approx(short.beta / 10)
     assert make(digits, beta=0.25).beta == 0.25
     assert make(digits, epochs=0, search_epochs=1).beta >= 0  # nothing to push
+
+
+@pytest.mark.parametrize("growth", [0.0, 2.0])
+def test_the_push_grows_from_epoch_to_epoch(
+    digits: ImageData, growth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    betas: list[float] = []
+    train_epoch = WeightTrainer.train_epoch
+
+    def seen(self: WeightTrainer, epoch: int, *given: Any, **named: Any) -> Any:
+        betas.extend(given[1:2])  # fine-tuning gives none
+        return train_epoch(self, epoch, *given, **named)
+
+    monkeypatch.setattr(WeightTrainer, "train_epoch", seen)
+    trainer, _ = joint_part(digits, beta_growth=growth)
+    if growth:
+        assert betas == pytest.approx([trainer.beta * x**2 * 3 / 35 for x in (1, 3, 5)])
+    assert sum(betas) / len(betas) == pytest.approx(trainer.beta)
+    if not growth:
+        assert betas == [trainer.beta] * 3
 
 
 def test_alignment_shrinks_what_the_structure_drops(digits: ImageData) -> None:

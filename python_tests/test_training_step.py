@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,6 +52,10 @@ def sgd(model: nn.Module, momentum: float = 0.9, decay: float = 1e-2) -> torch.o
     return torch.optim.SGD(
         model.parameters(), lr=7.0, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
     )
+
+
+def squares_of(model: nn.Module) -> Callable[[], Tensor]:
+    return lambda: torch.stack([p.square().sum() for p in model.parameters()]).sum()
 
 
 def rate(value: float, device: str = "cpu") -> Tensor:
@@ -110,7 +115,7 @@ def test_sums_are_over_images_and_frozen_weights_stay() -> None:
     model = network()
     model.get_parameter("fc.weight").requires_grad_(False)
     before = model.get_parameter("fc.weight").clone()
-    step = TrainingStep(model, sgd(model), lambda: torch.tensor(3.0), 0.5)
+    step = TrainingStep(model, sgd(model), lambda: torch.tensor(3.0))
     (images, labels), (more, others) = batches(2)
     step(images, labels, rate(1e-12), whole=True)
     step(more[:3], others[:3], rate(1e-12), whole=False)
@@ -119,6 +124,20 @@ def test_sums_are_over_images_and_frozen_weights_stay() -> None:
     assert hits in range(12)
     assert loss > 0
     assert torch.equal(model.get_parameter("fc.weight"), before)
+
+
+def test_the_weight_of_the_penalty_may_change() -> None:
+    ours, theirs = network(), network()
+    step, optimizer = TrainingStep(ours, sgd(ours), squares_of(ours)), sgd(theirs)
+    for (images, labels), beta in zip(batches(3), (0.0, 0.5, 0.02), strict=True):
+        step.beta.fill_(beta)
+        step(images, labels, rate(0.1), whole=True)
+        optimizer.param_groups[0]["lr"] = 0.1
+        optimizer.zero_grad()
+        (F.cross_entropy(theirs(images), labels) + beta * squares_of(theirs)()).backward()
+        optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_leaves_the_weights_in_float32() -> None:
@@ -141,7 +160,8 @@ def test_nothing_is_read_back() -> None:
     graph = PrunableGraph.trace(model, torch.zeros(1, 1, 8, 8))
     penalty = MaskedAlignment(model, graph)
     penalty.align_to(graph.subnet([3, 5, 7]))
-    step = TrainingStep(model, sgd(model), penalty, 1e-4)
+    step = TrainingStep(model, sgd(model), penalty)
+    step.beta.fill_(1e-4)
     with WhatRuns() as ran:
         step(*batches(1)[0], rate(0.1), whole=True)
     assert any("convolution" in name for name in ran.names)
@@ -156,14 +176,16 @@ def run(model: nn.Module, capture: bool, count: int = 8, seed: int = 0) -> Train
     """`count` whole batches and a short one, on a stream of their own."""
     graph = PrunableGraph.trace(copy.deepcopy(model).cpu(), torch.zeros(1, 1, 8, 8))
     penalty = MaskedAlignment(model, graph)
-    step = TrainingStep(model, sgd(model), penalty, 0.1, capture=capture)
+    step = TrainingStep(model, sgd(model), penalty, capture=capture)
+    step.beta.fill_(0.1)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     torch.cuda.manual_seed(seed)
     with torch.cuda.stream(stream):
         for number, (images, labels) in enumerate(batches(count, device="cuda")):
-            if number == count - 2:  # after the capture: the mask is read anew
+            if number == count - 2:  # after the capture: mask and weight are read anew
                 penalty.align_to(graph.subnet(graph.full_widths // 2))
+                step.beta.fill_(0.2)
             step(images, labels, rate(0.05 / (1 + number), "cuda"), whole=True)
         step(images[:5], labels[:5], rate(0.01, "cuda"), whole=False)
     torch.cuda.synchronize()

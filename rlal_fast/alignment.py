@@ -26,6 +26,18 @@ def default_beta(steps: int) -> float:
     return _PUSH / max(steps, 1)
 
 
+def beta_in(epoch: int, epochs: int, beta: float, growth: float) -> float:
+    """beta of one epoch (from 0) of `epochs`; its mean over all of them is `beta`.
+
+    It grows as the middle of the epoch to the power of `growth`: the weights are free while the
+    first structures, found on weights that know little yet, come and go, and follow the later ones.
+    0: the same in each epoch, as in RLAL. A penalty that grows while the network is trained is
+    that of Growing Regularization (Wang et al., ICLR 2021).
+    """
+    shares = [((e + 0.5) / epochs) ** growth for e in range(epochs)]
+    return beta * (shares[epoch] / (sum(shares) / epochs))
+
+
 @dataclass(frozen=True)
 class _Rows:
     parameter: Tensor

@@ -107,6 +107,11 @@ LOOP = _options(
         "--alignment/--no-alignment", default=True, help="The soft penalty towards the structure."
     ),
     _option("--beta", type=float, help="Weight of that penalty [10 / steps; paper: 1e-4]."),
+    _option(
+        "--beta-growth",
+        type=float,
+        help="Power of the epoch that it grows with, its mean the same [0: steady].",
+    ),
     _option("--environment-steps", default=50, help="Updates of that model per epoch."),
     _option("--structures", default=4, help="Best structures evaluated again each epoch."),
     _option(

@@ -32,7 +32,7 @@ class DeviceTrainer(WeightTrainer):
     """
 
     _device_step: TrainingStep | None = None
-    _made_for: tuple[float, ...] = ()
+    _made_for: tuple[int, ...] = ()
 
     @cached_property
     def device(self) -> torch.device:
@@ -66,7 +66,8 @@ class DeviceTrainer(WeightTrainer):
         total, first = self.epochs * batches, epoch * batches
         rates = [self._set_lr(first + step, total) for step in range(batches)]
         with self._steps_alone(epoch):
-            step = self._step_for(penalty, beta)
+            step = self._step_for(penalty)
+            step.beta.copy_(torch.tensor(beta, dtype=torch.float64))  # 1e300 becomes inf
             step.sums.zero_()
             rates_there = torch.tensor(rates, dtype=torch.float32, device=self.device)
             self.model.train()
@@ -85,28 +86,27 @@ class DeviceTrainer(WeightTrainer):
         self._check_weights()
         return EpochResult(loss, pushed, hits, rates[0])
 
-    def _step_for(self, penalty: Callable[[], Tensor] | None, beta: float) -> TrainingStep:
+    def _step_for(self, penalty: Callable[[], Tensor] | None) -> TrainingStep:
         """The step of the last epoch, or a new one if what it was made of was replaced."""
-        if self._device_step is None or self._made_for != self._operands(penalty, beta):
+        if self._device_step is None or self._made_for != self._operands(penalty):
             assert isinstance(self.optimizer, torch.optim.SGD)
             self._device_step = TrainingStep(
                 self.model,
                 self.optimizer,
                 penalty,
-                beta,
                 amp=_amp(self.config, self.device),
                 capture=self.config.capture and self.device.type == "cuda",
             )
-            self._made_for = self._operands(penalty, beta)
+            self._made_for = self._operands(penalty)
         return self._device_step
 
-    def _operands(self, penalty: Callable[[], Tensor] | None, beta: float) -> tuple[float, ...]:
+    def _operands(self, penalty: Callable[[], Tensor] | None) -> tuple[int, ...]:
         """What a captured step depends on, by place; the step keeps all of it alive."""
         parameters = list(self.model.parameters())
         states = (self.optimizer.state.get(p, {}) for p in parameters)
         buffers = (id(state.get("momentum_buffer")) for state in states)
         tensors = (t.data_ptr() for t in (*parameters, *self.model.buffers()))
-        return id(penalty), beta, *tensors, *buffers
+        return id(penalty), *tensors, *buffers
 
     @contextmanager
     def _steps_alone(self, epoch: int) -> Iterator[None]:

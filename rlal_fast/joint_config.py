@@ -17,6 +17,7 @@ from rlal_fast.walk import STATES
 from rlal_fast.weights import WeightsConfig
 
 _MOST_EPISODES = 10_000_000
+_STEEPEST = 100  # of beta_growth: all of the push is in the last epochs already
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class JointConfig:
     finetune_lr: float = 0.01
     alignment: bool = True  # False: beta = 0, the ablation "w/o SR"
     beta: float | None = None  # [P] 1e-4; None: by the number of steps, see alignment.default_beta
+    beta_growth: float = 0.0
+    """beta's mean over the epochs is `beta`; it grows as the epoch to this power. [P] 0: it stands
+    still. See alignment.beta_in."""
     epoch_embedding: bool = True  # False: no z, the ablation "w/o EE"
     agent: str = "sac"  # one of agents.AGENTS
     agent_updates: int | None = None  # per epoch; None: one per transition of an epoch
@@ -115,6 +119,8 @@ class JointConfig:
             raise InputError(
                 f"finetune_lr={self.finetune_lr} must be positive, beta={self.beta} at least 0"
             )
+        if not 0 <= self.beta_growth <= _STEEPEST:
+            raise InputError(f"beta_growth={self.beta_growth} must be in 0..{_STEEPEST}")
         if self.total_epochs * self.episodes_per_epoch > _MOST_EPISODES:
             raise InputError(
                 f"{self.total_epochs} epochs of episodes_per_epoch={self.episodes_per_epoch} are "
@@ -197,6 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "state": "basic",
         "screening": ScreeningConfig(candidates=1),
         "beta": 1e-4,
+        "beta_growth": 0.0,
         "race_share": 1.0,
     },
 }

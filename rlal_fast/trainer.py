@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rlal_fast import agents, checkpoint, device, finetune, joint_report, joint_state
-from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment, default_beta
+from rlal_fast.alignment import AlignmentPenalty, MaskedAlignment, beta_in, default_beta
 from rlal_fast.compaction import CompactNetwork, compact
 from rlal_fast.data import ImageData
 from rlal_fast.data.device_batches import placed
@@ -290,7 +290,8 @@ class JointTrainer:
             self._masked.align_to(self.structures.best)
         elif self.config.alignment and self.structures.best is not None:
             penalty = AlignmentPenalty(self.model, self.structures.best)
-        return self.weights.train_epoch(epoch, penalty, self.beta, self.on_batch)
+        beta = beta_in(epoch, self.config.epochs, self.beta, self.config.beta_growth)
+        return self.weights.train_epoch(epoch, penalty, beta, self.on_batch)
 
     def _walk(self, epoch: int, phase: str) -> Rollout:
         rollout = explore(self, epoch, phase)

@@ -31,11 +31,12 @@ class TrainingStep:
         optimizer: SGD with one group of settings and Nesterov momentum; its momentum buffers are
             made and moved here, so that its state dict is that of a run on the CPU.
         penalty: added to the cross entropy, times beta.
-        beta: weight of the penalty.
         amp: dtype of the autocast, None for float32.
         capture: whether to capture; only on a GPU.
 
     Attributes:
+        beta: [] on the device, weight of the penalty; 0 until it is filled. A captured step reads
+            it, so it may change.
         sums: float64 [3]: loss, penalty and hits, summed over the images since they were zeroed.
     """
 
@@ -44,7 +45,6 @@ class TrainingStep:
         model: nn.Module,
         optimizer: torch.optim.SGD,
         penalty: Callable[[], Tensor] | None = None,
-        beta: float = 0.0,
         *,
         amp: torch.dtype | None = None,
         capture: bool = False,
@@ -52,10 +52,11 @@ class TrainingStep:
         (self._settings,) = optimizer.param_groups
         self._parameters = [p for p in self._settings["params"] if p.requires_grad]
         self._velocity = _velocities(optimizer, self._parameters)
-        self._model, self._penalty, self._beta = model, penalty, beta
+        self._model, self._penalty = model, penalty
         self._amp, self._may_capture = amp, capture
         self._device = self._parameters[0].device
         self._lr = torch.zeros((), device=self._device)
+        self.beta = torch.zeros((), device=self._device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, Tensor] | None = None  # what the graph reads
@@ -110,7 +111,7 @@ class TrainingStep:
         logits = logits.float()
         loss = F.cross_entropy(logits, labels)
         pushed = self._penalty() if self._penalty is not None else torch.zeros_like(loss)
-        (loss + self._beta * pushed).backward()
+        (loss + self.beta * pushed).backward()
         with torch.no_grad():
             self._update()
             hits = (logits.argmax(1) == labels).sum().double()

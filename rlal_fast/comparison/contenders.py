@@ -76,7 +76,11 @@ def _learner(description: str, **what: bool) -> Contender:
 
 _AMC = {"agent": "ddpg", "state": "basic"}  # its state does not tell all earlier ratios
 _PAPER = {"agent": "sac", **PRESETS["paper"]}
-for _name in ("beta", "race_share"):  # how weights are trained and scored is the comparison's
+for _name in (
+    "beta",
+    "beta_growth",
+    "race_share",
+):  # how weights are trained and scored is the comparison's
     _PAPER.pop(_name)
 
 CONTENDERS: dict[str, Contender] = {

@@ -29,7 +29,7 @@ _OWN = {"pruned_flops", "episodes_per_epoch", "seed", "agent", "epoch_embedding"
 _OWN |= {"search_epochs", "episodes"}
 _OWN |= {"evaluator", "device"}
 # What only the training of weights reads.
-_OF_TRAINING = {"weights", "warmup_epochs", "alignment", "beta", "structures"}
+_OF_TRAINING = {"weights", "warmup_epochs", "alignment", "beta", "beta_growth", "structures"}
 _OF_TRAINING |= {"finetune_epochs", "finetune_lr", "race_share"}
 # What some contenders read and others do not: rows of those others stay comparable without it.
 _OF_CONTENDERS = {"state", "sac", "screening", "environment", "history", "assistant"}
