@@ -12,7 +12,7 @@ import pytest
 
 from rlal_fast import comparison_plots
 from rlal_fast.comparison import ResultsFolder, Row, report, summarise, tables
-from rlal_fast.comparison.summary import course, evaluations_to
+from rlal_fast.comparison.summary import course, evaluations_to, mean_course
 from rlal_fast.errors import InputError
 
 SETTINGS = {
@@ -141,6 +141,8 @@ def test_evaluations_until_a_level() -> None:
     ]
     moving = replace(ROWS[1], rewards=[[], [0.1, 0.3]], structure_rewards=[None, 0.2])
     assert course(moving, joint=True) == [(2, 0.2)]
+    later = replace(moving, rewards=[[], [0.1, 0.3], [0.2]], structure_rewards=[None, 0.4, 0.5])
+    assert mean_course([moving, later], joint=True) == [(2, pytest.approx(0.3))]
 
 
 def test_the_figures_by_hand() -> None:
@@ -162,7 +164,15 @@ def test_the_figures_by_hand() -> None:
     assert sac.test_mean == pytest.approx(1.3 / 3)
     assert (sac.reached, sac.evaluations_to_level) == (2, pytest.approx((3 + 1) / 2))
     assert (uniform.best_deviation, uniform.evaluations) == (None, 1)
+    assert [(line.mean_to_level, line.speed_up) for line in (uniform, random, sac)] == [
+        (None, None),
+        (4, 1.0),
+        (3, pytest.approx(4 / 3)),
+    ]
     (never,) = summarise(ROWS[3:5], joint=False, level=0.6)
+    assert (never.mean_to_level, never.speed_up) == (None, None)
+    (late,) = summarise(ROWS[3:5], joint=False, level=0.45)
+    assert (late.mean_to_level, late.speed_up, late.reached) == (3, None, 1)
     assert (never.reached, never.evaluations_to_level, never.level) == (0, None, 0.6)
 
 
@@ -171,8 +181,11 @@ def test_the_table_says_who_never_arrives() -> None:
     assert text.startswith("# resnet8 on digits: 4 evaluations on weights that stand still, 50 ")
     assert "## 50 % of the FLOPs pruned\n\nLevel: 50.00 %.\n" in text
     assert "| random | 2 | 4 | 2 | 50.00 ± 14.14 | 0: 40.00, 1: 60.00 |" in text
-    assert "| 2 (2 of 3) | 3.0 |" in text
-    assert "| uniform | 1 | 1 | 1 | 25.00 | 0: 25.00 | 15.00 | 25.00 | never (0 of 1) |" in text
+    assert "| 2 (2 of 3) | 3 (1.3x) | 3.0 |" in text
+    assert (
+        "| uniform | 1 | 1 | 1 | 25.00 | 0: 25.00 | 15.00 | 25.00 | never (0 of 1) | never |"
+        in text
+    )
     text = tables.markdown(SETTINGS, summarise(ROWS, joint=False, level=0.99), 0.99)
     assert "Level: 99.00 %." in text
     assert "never (0 of 3)" in text

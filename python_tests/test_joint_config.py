@@ -79,7 +79,7 @@ def test_a_race_unless_a_start_is_dear() -> None:
 
 
 def test_the_paper_s_agent_is_a_preset() -> None:
-    """method.md §3, §8; the default's differences are measured in benchmarks/README.md."""
+    """method.md §3, §8; the default's differences are measured in benchmarks/agents.md."""
     paper = JointConfig(**PRESETS["paper"])
     assert (paper.sac.actor_lr, paper.sac.critics, paper.sac.return_weight) == (1e-4, 2, 0.0)
     assert paper.state == "basic"

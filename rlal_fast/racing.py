@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rlal_fast.subnet import Subnet
 
 _LEAST = 100  # images, below which a share tells nothing
-_MARGIN = 1.0  # standard errors; 2 took more images and found the same, see benchmarks/README.md
+_MARGIN = 1.0  # standard errors; 2 took more images and found the same, see benchmarks/agents.md
 
 
 class PartScorer(Protocol):

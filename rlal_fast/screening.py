@@ -38,7 +38,7 @@ class ScreeningConfig:
     # A policy that has settled proposes the like of what it knows, and what the critics overrate is
     # picked all the time. So both the candidates and what is picked of them come from three
     # sources, each with a share of its own: exploration, the best episodes' children, the policy.
-    # See benchmarks/README.md for what each brought.
+    # See benchmarks/agents.md for what each brought.
     explore_share: float = 0.3
     bred_share: float = 0.3
     # Half of the exploration has random ratios, half ratios around the even one: at 65 % pruned

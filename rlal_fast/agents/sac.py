@@ -30,7 +30,7 @@ class SACConfig:
         InputError: a value is outside its range.
     """
 
-    # What this differs in from `paper()` was measured on ResNet-20: benchmarks/README.md, "Agents".
+    # What this differs in from `paper()` was measured on ResNet-20: benchmarks/agents.md.
     actor_lr: float = 1e-3  # [P] 1e-4, at which the policy hardly moves in 400 episodes
     critic_lr: float = 1e-3  # [P]
     betas: tuple[float, float] = (0.9, 0.999)  # [P]

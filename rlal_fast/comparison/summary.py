@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from rlal_fast.comparison.contenders import rank
@@ -20,7 +20,10 @@ class Line:
 
     Deviations are those of a sample, None for a single seed. `level` is the reward that counts as
     reached, None where nothing sets it; evaluations_to_level: mean over the `reached` seeds that
-    got there, None if none did.
+    got there, None if none did. Seeds that never do make that mean look good; mean_to_level counts
+    them: the evaluations until the mean of all seeds' best rewards so far is at the level, None if
+    it never is. speed_up: how many times as many the contender takes whose level it is, None where
+    one of them never arrives.
     """
 
     agent: str
@@ -37,6 +40,8 @@ class Line:
     level: float | None
     reached: int
     evaluations_to_level: float | None
+    mean_to_level: int | None
+    speed_up: float | None
     evaluations: int  # of one run
     seconds: float  # of one run, mean
     rl_share: float  # of them that episodes and agent took, in 0..1
@@ -62,6 +67,13 @@ def course(row: Row, joint: bool) -> list[tuple[int, float]]:
 def evaluations_to(level: float, course: Sequence[tuple[int, float]]) -> int | None:
     """Evaluations until the course is at `level` for the first time; None if it never is."""
     return next((count for count, reward in course if reward >= level - _SAME), None)
+
+
+def mean_course(rows: Sequence[Row], joint: bool) -> list[tuple[int, float]]:
+    """The mean over rows of their courses, at the evaluations that all of them know."""
+    known = [dict(course(row, joint)) for row in rows]
+    counts = set.intersection(*map(set, known))
+    return [(count, statistics.fmean(one[count] for one in known)) for count in sorted(counts)]
 
 
 def levels(
@@ -107,14 +119,28 @@ def summarise(
     for key in sorted(groups, key=lambda key: (key[0], key[1], rank(key[2]), key[2])):
         found = by_default.get(key[:2]) if level is None else level
         lines.append(_line(sorted(groups[key], key=lambda row: row.seed), joint, found))
-    return lines
+    return [_beside(line, lines, level_of) for line in lines]
+
+
+def _beside(line: Line, lines: Sequence[Line], level_of: str) -> Line:
+    """`line` with its speed-up."""
+    for other in lines:
+        same = (other.pruned_flops, other.episodes_per_epoch) == (
+            line.pruned_flops,
+            line.episodes_per_epoch,
+        )
+        if same and other.agent == level_of and other.mean_to_level and line.mean_to_level:
+            return replace(line, speed_up=other.mean_to_level / line.mean_to_level)
+    return line
 
 
 def _line(rows: Sequence[Row], joint: bool, level: float | None) -> Line:
     first = rows[0]
     bests, tests = [row.best_reward for row in rows], [row.test_accuracy for row in rows]
     reached: list[int] = []
+    mean_to_level = None
     if level is not None:
+        mean_to_level = evaluations_to(level, mean_course(rows, joint))
         counts = [evaluations_to(level, course(row, joint)) for row in rows]
         reached = [count for count in counts if count is not None]
     return Line(
@@ -132,6 +158,8 @@ def _line(rows: Sequence[Row], joint: bool, level: float | None) -> Line:
         level=level,
         reached=len(reached),
         evaluations_to_level=statistics.fmean(reached) if reached else None,
+        mean_to_level=mean_to_level,
+        speed_up=None,
         evaluations=first.evaluations,
         seconds=statistics.fmean(row.seconds["total"] for row in rows),
         rl_share=statistics.fmean(map(_rl_share, rows)),

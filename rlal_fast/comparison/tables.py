@@ -24,6 +24,7 @@ _HEADINGS = (
     "full network",
     "mean of all episodes",
     "evaluations to the level",
+    "until the mean is there",
     "seconds",
     _RL_SHARE,
 )
@@ -94,8 +95,10 @@ def _legend(level: float | None, level_of: str, joint: bool) -> str:
         "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split; "
         "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
         f"P: episodes per epoch. The level: {said}; its evaluations are the mean of the seeds that "
-        "reach it."
+        "reach it. Until the mean is there: evaluations until the mean of all seeds' best rewards "
+        "is at it"
     )
+    words += "." if level is not None else f", and those of {whose} as a multiple of them."
     if joint:
         words += (
             " Fine-tuned, full network: test accuracies of the fine-tuned structure and of the "
@@ -129,6 +132,7 @@ def _cells(line: Line, headings: Sequence[str]) -> list[str]:
         _spread(*line.full) if line.full else "–",
         _percent(line.mean_of_all),
         _to_level(line, seeds),
+        _mean_to_level(line),
         f"{line.seconds:.1f}",
         f"{100 * line.rl_share:.1f} %",
     ]
@@ -145,6 +149,14 @@ def _to_level(line: Line, seeds: int) -> str:
     if line.evaluations_to_level is None:
         return f"never (0 of {seeds})"
     return f"{line.evaluations_to_level:.0f} ({line.reached} of {seeds})"
+
+
+def _mean_to_level(line: Line) -> str:
+    if line.level is None:
+        return "–"
+    if line.mean_to_level is None:
+        return "never"
+    return f"{line.mean_to_level}" + (f" ({line.speed_up:.1f}x)" if line.speed_up else "")
 
 
 def _spread(mean: float, deviation: float | None) -> str:
