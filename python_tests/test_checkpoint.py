@@ -111,7 +111,7 @@ def test_a_torn_one_is_refused_wherever_it_ends(folder: RunFolder) -> None:
 def test_another_format_is_named(folder: RunFolder) -> None:
     checkpoint.save(folder, STATE)
     file_of(folder).write_bytes(stored({**STATE, "format": 1}))
-    with pytest.raises(InputError, match="has format 1, this version reads 4"):
+    with pytest.raises(InputError, match="has format 1, this version reads 5"):
         checkpoint.load(folder)
 
 

@@ -117,6 +117,8 @@ def test_contenders_learn_from_a_file(weights: Path, tmp_path: Path) -> None:
     assert "history_sha256" in refused(*call, "--history", tmp_path / "other.db")
     assert "either --level or" in refused(*learned, "--level-of", "sac", "--level", "0.5")
     assert f"no file {tmp_path / 'none.db'}" in refused(*call, "--history", tmp_path / "none.db")
+    unread = [*call[:-1], "sac,random", "--history", tmp_path / "runs.db"]
+    assert "none of the agents learns from past runs" in refused(*unread)
     empty = HistoryStore(tmp_path / "empty.db")
     empty.remove([empty.add(past_run(8))])
     assert "holds no past run" in refused(*call, "--history", tmp_path / "empty.db")

@@ -253,7 +253,7 @@ def test_a_folder_of_an_earlier_version_is_left_alone(
         del settings["contenders"]
         before = json.dumps(settings)
         folder.settings_path.write_text(before)
-        with pytest.raises(InputError, match="is of another version of rlal_fast: give another"):
+        with pytest.raises(InputError, match=r"lacks contenders: .* another version of rlal_fast"):
             run(replace(plan, agents=("random",)), network, digits, folder)
         assert folder.settings_path.read_text() == before
 
@@ -339,6 +339,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "both": (["--epochs", "2"], "evaluations are for weights that stand still.*epochs=2"),
     "images": (["--reward-images", "31"], r"reward_images is 31, .* has 30 images: give 1\.\.30"),
     "level": (["--level", "60"], r"level=60\.0 must be a reward, above 0 and at most 1"),
+    "level-of": (["--level-of", "sac-typo"], "is to be sac-typo's reward, which is not compared"),
     "init": (["--init", "nowhere.safetensors"], "cannot read nowhere.safetensors: No such file"),
     "report": (["--report-only"], "no folder .*out: give the --out of an earlier `rlal compare`"),
 }

@@ -176,6 +176,28 @@ def test_the_figures_by_hand() -> None:
     assert (never.reached, never.evaluations_to_level, never.level) == (0, None, 0.6)
 
 
+def test_one_sub_network_gives_the_level_whatever_p_is() -> None:
+    uniform, random, sac = summarise(ROWS, joint=False, level_of="uniform")
+    assert [line.level for line in (uniform, random, sac)] == [0.25] * 3
+    assert (uniform.mean_to_level, sac.mean_to_level) == (1, 1)
+
+
+def test_a_level_of_somebody_who_is_not_there_is_refused(folder: ResultsFolder) -> None:
+    for found in ROWS[1:]:
+        folder.append(found)
+    with pytest.raises(InputError, match=r"uniform's reward, .* must be one of random, sac"):
+        report.write(folder, level_of="uniform")
+    assert not (folder.path / "table.md").exists()
+
+
+def test_damaged_settings_are_one_line(folder: ResultsFolder) -> None:
+    folder.append(ROWS[1])
+    folder.settings_path.write_text('{"arch": "resnet8"}')
+    for call in (lambda: report.write(folder), lambda: folder.share(SETTINGS)):
+        with pytest.raises(InputError, match=r"settings\.json lacks contenders, dataset, epochs"):
+            call()
+
+
 def test_the_table_says_who_never_arrives() -> None:
     text = tables.markdown(SETTINGS, summarise(ROWS, joint=False), None)
     assert text.startswith("# resnet8 on digits: 4 evaluations on weights that stand still, 50 ")

@@ -12,7 +12,7 @@ from known_rewards import ASSISTANT, finished, rewards, search
 
 from rlal_fast import joint_state
 from rlal_fast.agents import SACConfig
-from rlal_fast.exploration import with_predictions
+from rlal_fast.exploration import random_episodes, with_predictions
 from rlal_fast.history.past_run import PastRun
 from rlal_fast.screening import ScreeningConfig
 from rlal_fast.trainer import JointTrainer
@@ -154,6 +154,17 @@ def test_after_a_drop_all_is_as_new(adverse: PastRun) -> None:
     assert trainer.head_start.assistant.trust == 0
 
 
+def test_what_past_runs_teach_counts_as_time_of_the_agent(source: PastRun) -> None:
+    taught = search([source], learning(augmented=True)).seconds
+    assert 0 < search().seconds["agent"] < taught["agent"] <= taught["total"]
+    trainer = search([source], learning(augmented=True))
+    before = dict(trainer.seconds)
+    trainer.search()
+    after = trainer.elapsed()
+    assert all(after[name] > before[name] for name in ("agent", "episodes", "total"))
+    assert after["agent"] + after["episodes"] <= after["total"]
+
+
 def test_without_past_runs_nothing_changes() -> None:
     plain, willing = search([], HistoryConfig(**NOTHING)), search([], learning(augmented=True))
     for trainer in (plain, willing):
@@ -222,6 +233,36 @@ def test_the_trial_goes_on_while_rewards_say_nothing(source: PastRun) -> None:
     start.witness(by_chance, half, None)
     assert start.judge(10)
     assert start.status == "dropped"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 10])
+def test_rewards_that_rise_with_the_weights_favour_nobody(source: PastRun, count: int) -> None:
+    """As the trainer scores them: who gets an odd episode over follows from the epoch."""
+
+    def judged(better: float, first: int) -> str:
+        start = search([source], learning(longest_trial=200)).head_start
+        epoch = first
+        while start.status == "trial":
+            kinds = np.arange(count) < count - random_episodes(epoch, count)
+            start.witness(0.2 + 0.03 * epoch + better * kinds, kinds, None)
+            start.judge(epoch)
+            epoch += 1
+            assert epoch < 300
+        return start.status
+
+    for first in range(4):
+        assert judged(0.02, first) == "kept"
+        assert judged(-0.02, first) == "dropped"
+
+
+def test_a_rise_alone_is_no_difference_between_rewards(source: PastRun) -> None:
+    start = search([source], learning(longest_trial=60)).head_start
+    half = np.arange(10) < 5
+    for epoch in range(6):  # all sub-networks of an epoch are worth the same
+        assert start.status == "trial"
+        start.witness(np.full(10, 0.2 + 0.05 * epoch), half, None)
+        start.judge(10)
+    assert start.status == "dropped"  # it is no better, but for the time of longest_trial
 
 
 def test_predictions_that_do_not_rank_the_rewards_are_evidence_enough(source: PastRun) -> None:

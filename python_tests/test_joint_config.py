@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from rlal_fast.agents import SACConfig
 from rlal_fast.alignment import default_beta
 from rlal_fast.errors import InputError
 from rlal_fast.joint_config import PRESETS, JointConfig
+from rlal_fast.screening import ScreeningConfig
+from rlal_fast.transfer import HistoryConfig
 
 
 def phases(config: JointConfig) -> list[str]:
@@ -115,6 +118,9 @@ def test_the_paper_s_agent_is_a_preset() -> None:
         {"beta_growth": math.nan},
         {"beta_growth": 1e9},
         {"warmup_epochs": 200},
+        {"a_max": 1.0},
+        {"a_max": 0.0},
+        {"sac": SACConfig(a_max=0.5)},
         {"device": "gpu"},
         {"evaluator_precision": "fp8"},
         {"search_epochs": 0, "epochs": 0},
@@ -126,6 +132,23 @@ def test_a_setting_that_cannot_work_is_named(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=name) as caught:
         JointConfig(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"agent": "evolutionary"},
+        {"agent": "ddpg"},
+        {"screening": ScreeningConfig(candidates=1)},
+        {"sac": SACConfig(scale_rewards=False)},
+        PRESETS["paper"],
+    ],
+    ids=["evolutionary", "ddpg", "one_candidate", "unscaled", "paper"],
+)
+def test_an_assistant_that_would_do_nothing_is_refused(settings: dict[str, Any]) -> None:
+    JointConfig(**settings)
+    with pytest.raises(InputError, match=r"the assistant screens .*: leave the assistant out"):
+        JointConfig(**settings, history=HistoryConfig(assistant=True))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import Record
 from rlal_fast.models import create
 from rlal_fast.run_folder import RunFolder
+from rlal_fast.screening import ScreeningConfig
 from rlal_fast.trainer import JointResult, JointTrainer
 from rlal_fast.weights import WeightsConfig
 
@@ -153,6 +154,27 @@ def test_a_checkpoint_of_another_budget_is_refused(digits: ImageData, tmp_path: 
     smaller = dataclasses.replace(CONFIG, pruned_flops=0.6)
     with pytest.raises(InputError, match=r"pruned_flops=0\.\d+, not 0\.6"):
         JointTrainer(create("resnet8", 10, 1), digits, smaller, folder=folder).fit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": WeightsConfig(lr=0.05)}, r"weights\.lr=0\.1, not 0\.05"),
+        ({"sac": SACConfig(alpha=5.0)}, r"sac\.\w+="),
+        ({"screening": ScreeningConfig(candidates=7)}, r"screening\.candidates=4, not 7"),
+        ({"environment": EnvironmentModelConfig(embedding=3)}, r"environment\.\w+="),
+    ],
+    ids=["weights", "sac", "screening", "environment"],
+)
+def test_a_checkpoint_of_other_inner_settings_is_refused(
+    digits: ImageData, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    start(folder, digits, 3, STEPS[1])
+    other = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(InputError, match=f"was made with {message}") as caught:
+        JointTrainer(create("resnet8", 10, 1), digits, other, folder=folder).fit()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_that_grows_forgets_its_fine_tuning(digits: ImageData, tmp_path: Path) -> None:

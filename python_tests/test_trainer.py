@@ -367,6 +367,15 @@ def test_the_push_grows_from_epoch_to_epoch(
         assert betas == [trainer.beta] * 3
 
 
+@pytest.mark.parametrize("agent", ["sac", "ddpg", "evolutionary", "random"])
+def test_every_agent_keeps_to_the_runs_largest_ratio(digits: ImageData, agent: str) -> None:
+    trainer = make(digits, agent=agent, a_max=0.95)
+    states, nothing = torch.zeros(4000, trainer.env.state_size), torch.zeros(4000)
+    source, z = torch.Generator().manual_seed(0), torch.zeros(8)
+    ratios = trainer.agent.act(states, z, nothing, nothing + 0.95, source)
+    assert 0.9 < float(ratios.max()) <= 0.95
+
+
 def test_alignment_shrinks_what_the_structure_drops(digits: ImageData) -> None:
     # uniform widths throughout, so that what is summed differs by beta alone
     free, pushed = (

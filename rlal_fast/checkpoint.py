@@ -11,7 +11,7 @@ from rlal_fast.packed import pack, unpack
 from rlal_fast.run_folder import RunFolder
 
 _FILE = "last.pt"
-_FORMAT = 4
+_FORMAT = 5
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ class DeviceTrainer(WeightTrainer):
                 self.model,
                 self.optimizer,
                 penalty,
-                amp=_amp(self.config, self.device),
+                amp=training_precision(self.config, self.device),
                 capture=self.config.capture and self.device.type == "cuda",
             )
             self._made_for = self._operands(penalty)
@@ -129,8 +129,8 @@ class DeviceTrainer(WeightTrainer):
             torch.cuda.set_rng_state(drawn)
 
 
-def _amp(config: WeightsConfig, place: torch.device) -> torch.dtype | None:
-    """What to autocast to: bfloat16 from the GPUs on that compute with it, else nothing."""
+def training_precision(config: WeightsConfig, place: torch.device) -> torch.dtype | None:
+    """What to autocast to: bfloat16 from the GPUs on that compute with it, None for nothing."""
     if config.amp == "off" or place.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(place) >= (8, 0) else None

@@ -23,7 +23,8 @@ def explore(trainer: JointTrainer, epoch: int, phase: str) -> Rollout:
     """Walks and scores the episodes of an epoch.
 
     Args:
-        trainer: whose environment and agents; nothing of it changes but the trial's evidence.
+        trainer: whose environment and agents. What they learn comes later; but the race, the
+            trial's evidence, and an agent's count of its own episodes go on.
         epoch: 0-based.
         phase: as `HeadStart.phase` gives it.
     """
@@ -35,7 +36,7 @@ def explore(trainer: JointTrainer, epoch: int, phase: str) -> Rollout:
     screening = _screening(trainer, epoch)
     if phase != "trial":
         return trainer.env.rollout(trainer.agent, count, z, source, screening)
-    random = (count + epoch % 2) // 2  # an odd one over goes to each in turn
+    random = random_episodes(epoch, count)
     parts = []
     if count > random:
         parts.append(trainer.env.rollout(trainer.agent, count - random, z, source, screening))
@@ -47,6 +48,15 @@ def explore(trainer: JointTrainer, epoch: int, phase: str) -> Rollout:
     predicted = ensemble.predict(episodes.states, episodes.actions, z) if ensemble else None
     trainer.head_start.witness(rollout.rewards, np.arange(count) < count - random, predicted)
     return rollout
+
+
+def random_episodes(epoch: int, count: int) -> int:
+    """How many of an epoch's `count` episodes on trial are random: half of them.
+
+    An odd one over goes to each in turn, as in a, b, b, a, so that rewards that rise with the
+    weights favour neither.
+    """
+    return (count + (epoch % 4 in (1, 2))) // 2
 
 
 def with_predictions(trainer: JointTrainer, epoch: int) -> ReplayBuffer:

@@ -9,6 +9,7 @@ too: it knows where to begin, and an agent of the run's own finds more from ther
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,24 +44,50 @@ class Target:
 
 @dataclass
 class _Evidence:
-    """Rewards of the episodes on trial, and how well each epoch's were predicted."""
+    """Rewards of the episodes on trial, and how well each epoch's were predicted.
 
-    chosen: list[float] = field(default_factory=list)
-    random: list[float] = field(default_factory=list)
+    Weights that learn raise all rewards from epoch to epoch, so only those of one epoch are
+    compared: a block is an epoch, or as many as it takes until both kinds are in it.
+    """
+
+    blocks: list[tuple[list[float], list[float]]] = field(default_factory=list)
+    """Rewards of chosen and of random episodes."""
     correlations: list[float] = field(default_factory=list)
+
+    def add(self, chosen: list[float], random: list[float]) -> None:
+        """An epoch's."""
+        if self.blocks and not all(self.blocks[-1]):
+            self.blocks[-1][0].extend(chosen)
+            self.blocks[-1][1].extend(random)
+        else:
+            self.blocks.append((list(chosen), list(random)))
+
+    @property
+    def whole(self) -> list[tuple[list[float], list[float]]]:
+        """The blocks that have both kinds."""
+        return [block for block in self.blocks if all(block)]
 
     @property
     def episodes(self) -> int:
-        return len(self.chosen) + len(self.random)
+        return sum(len(chosen) + len(random) for chosen, random in self.whole)
+
+    def means(self) -> tuple[float, float]:
+        """Of the chosen and of the random episodes, as if each block had as many of both."""
+        weights = [len(c) * len(r) / (len(c) + len(r)) for c, r in self.whole]
+        sides = [[float(np.mean(side)) for side in block] for block in self.whole]
+        chosen, random = np.average(sides, axis=0, weights=weights)
+        return float(chosen), float(random)
 
     def tells(self, images: int) -> bool:
         """Whether rewards differ by more than they would of as many other images.
 
         Early in joint training all sub-networks may be about as good as guessing.
         """
-        rewards = np.array(self.chosen + self.random)
-        mean = float(rewards.mean())
-        return float(rewards.std()) > np.sqrt(mean * (1 - mean) / images)
+        rewards = [np.array(chosen + random) for chosen, random in self.whole]
+        squares = sum(float(((r - r.mean()) ** 2).sum()) for r in rewards)
+        variance = squares / (self.episodes - len(rewards))
+        mean = float(np.concatenate(rewards).mean())
+        return variance > mean * (1 - mean) / images
 
 
 class HeadStart:
@@ -212,8 +239,7 @@ class HeadStart:
             chosen: bool [P], whether an episode was chosen by what was learned, or is random.
             predicted: [M, P] what was predicted of them before they were scored.
         """
-        self._evidence.chosen += rewards[chosen].tolist()
-        self._evidence.random += rewards[~chosen].tolist()
+        self._evidence.add(rewards[chosen].tolist(), rewards[~chosen].tolist())
         if predicted is not None and len(rewards) > 1:
             self._evidence.correlations.append(
                 rank_correlation(predicted.mean(0).double().numpy(), rewards)
@@ -232,14 +258,12 @@ class HeadStart:
             self.status = _OVER
             return self.source is not None
         seen = self._evidence
-        if self.status != _TRIAL or not (seen.chosen and seen.random):
-            return False
-        if seen.episodes < self.config.trial_episodes:
+        if self.status != _TRIAL or seen.episodes < self.config.trial_episodes:
             return False
         tells = seen.tells(self._target.reward_images)
         if not tells and seen.episodes < self.config.longest_trial:
             return False
-        chosen, random = np.mean(seen.chosen), np.mean(seen.random)
+        chosen, random = seen.means()
         correlation = np.mean(seen.correlations) if seen.correlations else 1.0
         if chosen <= random:
             self.reason = (
@@ -275,7 +299,7 @@ class HeadStart:
             "source": self.source,
             "reason": self.reason,
             "parents": self.parents,
-            "evidence": dict(vars(self._evidence)),
+            "evidence": copy.deepcopy(vars(self._evidence)),
             "assistant": self.assistant.state_dict() if self.assistant else None,
         }
 
@@ -283,7 +307,7 @@ class HeadStart:
         """Go on, bit for bit, from what `state_dict` returned; past runs are not asked again."""
         self.status, self.source, self.reason = state["status"], state["source"], state["reason"]
         self.parents = state["parents"]
-        self._evidence = _Evidence(**{name: list(v) for name, v in state["evidence"].items()})
+        self._evidence = _Evidence(**copy.deepcopy(state["evidence"]))
         if self.assistant and state["assistant"] is not None:
             self.assistant.load_state_dict(state["assistant"])
 

@@ -126,6 +126,7 @@ class JointConfig:
                 f"{self.total_epochs} epochs of episodes_per_epoch={self.episodes_per_epoch} are "
                 f"more than {_MOST_EPISODES} episodes, which the replay could not hold"
             )
+        self._check_agent()
         if self.seed >= 2**63:
             raise InputError(f"seed={self.seed} must be below 2**63, as torch's generators ask")
         if self.warmup >= self.total_epochs:
@@ -138,6 +139,22 @@ class JointConfig:
             raise InputError(
                 f"episodes={self.episodes} must leave some for each epoch and none over: give "
                 f"{most - self.episodes_per_epoch + 1}..{most}, or another number of epochs"
+            )
+
+    def _check_agent(self) -> None:
+        if not 0 < self.a_max < 1:
+            raise InputError(f"a_max={self.a_max} must be above 0 and below 1")
+        if self.sac.a_max not in (SACConfig.a_max, self.a_max):
+            raise InputError(
+                f"sac.a_max={self.sac.a_max} is not a_max={self.a_max}, which holds for every "
+                "agent: give a_max alone"
+            )
+        used = self.screening.candidates > 1 or self.history.predicted_episodes
+        if self.history.assistant and not (self.agent == "sac" and self.sac.scale_rewards and used):
+            raise InputError(
+                "the assistant screens candidates beside SAC's critics, so it needs agent=sac (not "
+                f"{self.agent}), more candidates than one (not {self.screening.candidates}) and "
+                "sac.scale_rewards (off in preset paper): leave the assistant out"
             )
 
     def _check_types(self) -> None:

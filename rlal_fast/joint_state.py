@@ -7,6 +7,7 @@ widths, and the optimiser of the joint weights has no use once the network is cu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 # What may differ when a run goes on. On another device the last bits do, too.
 _FREE = {"epochs", "search_epochs", "finetune_epochs", "structures"}
-_FREE |= {"evaluator", "evaluator_precision", "device"}
+_FREE |= {"evaluator", "evaluator_precision", "device", "weights.amp", "weights.capture"}
 
 
 def gather(trainer: JointTrainer, tuning: bool) -> State:
@@ -101,10 +102,19 @@ def _settings(trainer: JointTrainer) -> State:
     """What must be the same for a checkpoint to make sense; epochs may grow."""
     plain = {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(trainer.config).items()
-        if name not in _FREE and not isinstance(value, dict)
+        for name, value in _flat(dataclasses.asdict(trainer.config))
+        if name not in _FREE
     }
     return {**plain, "full_widths": trainer.graph.full_widths.tolist()}
+
+
+def _flat(values: State, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names with dots, and their values."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _check_settings(trainer: JointTrainer, saved: State) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -152,10 +152,12 @@ class JointTrainer:
         self._masked = None
         if self.device.type != "cpu" and config.alignment:
             self._masked = MaskedAlignment(model, self.graph)
-        self._make_learners(history)
-        self.structures = Structures(config.structures)
         self.seconds = dict.fromkeys(("total", *_PARTS), 0.0)
         self._since = time.perf_counter()  # up to here `total` counts
+        with self._timed("agent"):  # what past runs teach takes its time
+            self._make_learners(history)
+        self.elapsed()
+        self.structures = Structures(config.structures)
         self.epoch = self.episodes = 0
         self._full: float | None = None  # the full network's accuracy on the reward split
         self._deadline: float | None = None  # by time.perf_counter
@@ -204,7 +206,7 @@ class JointTrainer:
             self.config.agent,
             self.env.state_size,
             self.environment.z_size if self.environment else 0,
-            self.config.sac,
+            replace(self.config.sac, a_max=self.config.a_max),
             derived_seed(self.config.seed, "agent"),
             uniform_ratio=self.budget.uniform_ratio(),
         )

@@ -115,7 +115,9 @@ def _compare(folder: ResultsFolder, settings: Settings, goal: Goal, quiet: bool)
     import torch
 
     from rlal_fast import comparison, device
+    from rlal_fast.comparison import report
     from rlal_fast.comparison.display import ComparisonDisplay
+    from rlal_fast.comparison.summary import BASELINE
 
     if settings["epochs"] == 0 and settings["init"] is None:
         raise InputError(
@@ -125,6 +127,8 @@ def _compare(folder: ResultsFolder, settings: Settings, goal: Goal, quiet: bool)
     if settings["epochs"] == 0 and settings["finetune_epochs"]:
         raise InputError("structures are fine-tuned in joint training only: add --epochs")
     plan = _plan(settings)
+    if goal[1] != BASELINE:
+        report.check_level_of(goal[1], {*plan.agents, *(r.agent for r in folder.rows())})
     device.resolve(plan.base.device)  # before images are read
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])

@@ -54,7 +54,7 @@ def joint_config(settings: Settings) -> JointConfig:
             amp=settings["amp"],
             capture=settings["capture"],
         ),
-        sac=dataclasses.replace(preset.sac, a_max=settings["a_max"]),
+        sac=preset.sac,
         environment=EnvironmentModelConfig(steps_per_epoch=settings["environment_steps"]),
         history=HistoryConfig(
             **{name: settings[name] for name in _LEARNING if settings.get(name) is not None}

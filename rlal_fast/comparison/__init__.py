@@ -6,6 +6,8 @@ results.py      the folder: one line per finished run, shared by several process
 runner.py       the runs that are missing
 summary.py      rows -> the figures of the table
 tables.py       the table as Markdown and on a terminal
+report.py       table.md and the pictures
+display.py      a terminal that shows how far the runs are
 """
 
 from rlal_fast.comparison.contenders import CONTENDERS, Contender

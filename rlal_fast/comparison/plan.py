@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlal_fast import compaction, models
+from rlal_fast import compaction, device, models
 from rlal_fast.comparison.contenders import CONTENDERS
 from rlal_fast.comparison.results import Job
 from rlal_fast.data import ImageData, Split
+from rlal_fast.device_training import training_precision
 from rlal_fast.errors import InputError
 from rlal_fast.history.content import encode
 from rlal_fast.history.past_run import PastRun
@@ -24,7 +25,8 @@ from rlal_fast.joint_config import JointConfig
 from rlal_fast.seeds import derived_seed
 
 # Fields of JointConfig that are the run's own, follow from others, or change no reward but by the
-# last bits of a sum, so that two machines can share one comparison.
+# last bits of a sum, so that two machines can share one comparison. (That weights are trained in
+# bfloat16 on a GPU stands in their settings.)
 _OWN = {"pruned_flops", "episodes_per_epoch", "seed", "agent", "epoch_embedding"}
 _OWN |= {"search_epochs", "episodes"}
 _OWN |= {"evaluator", "device"}
@@ -107,6 +109,12 @@ class Plan:
                 )
             if CONTENDERS[agent].joint and (not self.base.alignment or self.base.beta == 0):
                 raise InputError(f"{agent} differs by the alignment, which is switched off for all")
+        if self.history and not any(CONTENDERS[agent].learns for agent in self.agents):
+            learners = ", ".join(name for name, one in CONTENDERS.items() if one.learns)
+            raise InputError(
+                f"none of the agents learns from past runs: add one of {learners}, or leave out "
+                "--history"
+            )
         if (self.evaluations is None) != self.joint:
             raise InputError(
                 "evaluations are for weights that stand still; in joint training they follow from "
@@ -147,6 +155,7 @@ class Plan:
             # on standing weights structures are compared as cut
             finetune_epochs=self.base.finetune if self.joint else 0,
             search_epochs=0 if self.joint else 1,
+            warmup_epochs=self.base.warmup_epochs if self.joint else 0,
         )
         config = CONTENDERS[job.agent].config(base)
         if self.evaluations is None or CONTENDERS[job.agent].constant:
@@ -180,6 +189,8 @@ class Plan:
             if not self.base.finetune:
                 kept.pop("finetune_lr")
             kept["weights"].pop("capture")  # another way to launch the same steps
+            amp = training_precision(self.base.weights, device.resolve(self.base.device))
+            kept["weights"]["amp"] = "off" if amp is None else str(amp).removeprefix("torch.")
             kept["augmentation"] = dataclasses.asdict(data.augmentation)
         return {
             "arch": network.arch,

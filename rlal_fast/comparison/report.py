@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ def write(
     """Writes table.md and the pictures of all finished runs; returns the table's figures.
 
     Raises:
-        InputError: there is no finished run, or a file cannot be written.
+        InputError: there is no finished run, none of `level_of` (random search, the default, may
+            be missing: then no level is given), or a file cannot be written.
     """
     settings, rows = folder.settings(), folder.rows()
     if not rows:
         raise InputError(f"{folder.path} has no finished run yet: nothing to report")
+    if level_of != BASELINE:
+        check_level_of(level_of, {row.agent for row in rows})
     joint = tables.is_joint(settings)
     lines = summarise(rows, joint, level, level_of)
     with folder.writing():
@@ -35,6 +38,15 @@ def write(
         write_atomically(folder.path / "table.md", table.encode())
         _write_pictures(folder.path, settings, rows, joint)
     return lines
+
+
+def check_level_of(agent: str, there: Collection[str]) -> None:
+    """Raises InputError unless `agent`, whose reward is to be the level, is one of `there`."""
+    if agent not in there:
+        raise InputError(
+            f"the level is to be {agent}'s reward, which is not compared: level-of must be one of "
+            f"{', '.join(sorted(there, key=rank))}"
+        )
 
 
 def _write_pictures(

@@ -93,6 +93,10 @@ class Row:
         return Job(self.agent, self.pruned_flops, self.episodes_per_epoch, self.seed)
 
 
+# What is read of settings.json, whatever else is in it.
+_READ = {"arch", "dataset", "evaluations", "epochs", "reward_images", "contenders"}
+
+
 class ResultsFolder:
     """The rows of one comparison. A context manager: its claims end with it.
 
@@ -138,6 +142,11 @@ class ResultsFolder:
             raise InputError(f"cannot read {self.settings_path} ({error}): restore it") from error
         if not isinstance(found, dict):
             raise InputError(f"{self.settings_path} holds no settings: restore it")
+        if missing := sorted(_READ - found.keys()):
+            raise InputError(
+                f"{self.settings_path} lacks {', '.join(missing)}: it is damaged or of another "
+                "version of rlal_fast; restore it, or give another --out"
+            )
         return found
 
     def share(self, settings: Mapping[str, Any]) -> None:
@@ -150,10 +159,6 @@ class ResultsFolder:
         ours = json.loads(json.dumps(settings))
         with self.writing():
             theirs = self.settings() if self.settings_path.exists() else ours
-            if "contenders" not in theirs:
-                raise InputError(
-                    f"{self.settings_path} is of another version of rlal_fast: give another --out"
-                )
             if difference := _difference(ours, theirs):
                 raise InputError(
                     f"{self.path} compares with {difference}: its rows would not be comparable; "

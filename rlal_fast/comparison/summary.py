@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from rlal_fast.comparison.contenders import rank
+from rlal_fast.comparison.contenders import CONTENDERS, rank
 from rlal_fast.comparison.results import Row
 
 _SAME = 1e-9  # a mean of equal numbers may end in another last bit
@@ -82,10 +82,12 @@ def levels(
     """The level of each (pruned_flops, P): the mean best reward of `agent`.
 
     For random search over all P where the weights stand still, as they do not change it; in joint
-    training runs of another P have another number of evaluations.
+    training runs of another P have another number of evaluations. One that knows a single
+    sub-network gives the level to each P.
     """
     found: dict[tuple[float, int], float] = {}
-    own_p = joint or agent != BASELINE
+    constant = agent in CONTENDERS and CONTENDERS[agent].constant
+    own_p = (joint or agent != BASELINE) and not constant
     reference = [row for row in rows if row.agent == agent]
     for row in rows:
         key = row.pruned_flops, row.episodes_per_epoch
@@ -125,11 +127,9 @@ def summarise(
 def _beside(line: Line, lines: Sequence[Line], level_of: str) -> Line:
     """`line` with its speed-up."""
     for other in lines:
-        same = (other.pruned_flops, other.episodes_per_epoch) == (
-            line.pruned_flops,
-            line.episodes_per_epoch,
-        )
-        if same and other.agent == level_of and other.mean_to_level and line.mean_to_level:
+        same = other.episodes_per_epoch == line.episodes_per_epoch and other.agent == level_of
+        same = same and other.pruned_flops == line.pruned_flops
+        if same and other.mean_to_level and line.mean_to_level:
             return replace(line, speed_up=other.mean_to_level / line.mean_to_level)
     return line
 
