@@ -147,7 +147,7 @@ def test_a_setting_that_cannot_work_is_named(settings: dict[str, Any]) -> None:
 )
 def test_an_assistant_that_would_do_nothing_is_refused(settings: dict[str, Any]) -> None:
     JointConfig(**settings)
-    with pytest.raises(InputError, match=r"the assistant screens .*: leave the assistant out"):
+    with pytest.raises(InputError, match=r"the assistant screens .*; or leave the assistant out"):
         JointConfig(**settings, history=HistoryConfig(assistant=True))
 
 

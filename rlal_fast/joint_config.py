@@ -149,12 +149,19 @@ class JointConfig:
                 f"sac.a_max={self.sac.a_max} is not a_max={self.a_max}, which holds for every "
                 "agent: give a_max alone"
             )
-        used = self.screening.candidates > 1 or self.history.predicted_episodes
-        if self.history.assistant and not (self.agent == "sac" and self.sac.scale_rewards and used):
+        if not self.history.assistant:
+            return
+        needs = {
+            f"agent=sac (not {self.agent})": self.agent == "sac",
+            "candidates above 1": (
+                self.screening.candidates > 1 or self.history.predicted_episodes > 0
+            ),
+            "sac.scale_rewards (off in preset paper)": self.sac.scale_rewards,
+        }
+        if missing := [what for what, there in needs.items() if not there]:
             raise InputError(
-                "the assistant screens candidates beside SAC's critics, so it needs agent=sac (not "
-                f"{self.agent}), more candidates than one (not {self.screening.candidates}) and "
-                "sac.scale_rewards (off in preset paper): leave the assistant out"
+                "the assistant screens candidates beside SAC's critics, on their scale: it needs "
+                f"{' and '.join(missing)}; or leave the assistant out"
             )
 
     def _check_types(self) -> None:
