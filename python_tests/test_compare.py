@@ -29,6 +29,7 @@ from rlal_fast.comparison.summary import course
 from rlal_fast.data import ImageData
 from rlal_fast.errors import InputError
 from rlal_fast.joint_config import JointConfig
+from rlal_fast.weights import accuracy
 
 TINY = ["--arch", "resnet8", "--train-limit", "100", "--reward-fraction", "0.3", "--threads", "1"]
 TINY += ["--reward-images", "20", "--agent-updates", "1", "--environment-steps", "1"]
@@ -95,7 +96,6 @@ def test_the_test_accuracy_is_that_of_the_compact_network(
     weights: Path, digits: ImageData, tmp_path: Path
 ) -> None:
     from rlal_fast.graph import PrunableGraph
-    from rlal_fast.weights import accuracy
 
     network, plan = Network("resnet8", weights), Plan(("random",), seeds=(3,), evaluations=4)
     with ResultsFolder(tmp_path) as folder:
@@ -158,6 +158,34 @@ def test_structures_of_joint_training_are_fine_tuned(digits: ImageData, tmp_path
     assert "alignment" not in settings["contenders"]["sac"]
     assert (settings["finetune_epochs"], settings["finetune_lr"]) == (1, 0.01)
     assert "| fine-tuned | full network |" in (tmp_path / "table.md").read_text()
+
+
+def test_structures_on_standing_weights_are_fine_tuned_if_asked(
+    weights: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    network, base = Network("resnet8", weights), JointConfig(epochs=0)
+    plain = Plan(("uniform", "random"), (0.3,), (2,), (0,), 4, base)
+    tuned = replace(plain, base=replace(base, finetune_epochs=1, finetune_lr=0.02))
+    rows, settings = [], []
+    for number, plan in enumerate((plain, tuned)):
+        with ResultsFolder(tmp_path / str(number)) as folder:
+            rows.append(run(plan, network, digits, folder))
+            report.write(folder)
+            settings.append(folder.settings())
+    for bare, found in zip(*rows, strict=True):  # what is searched is the same
+        assert (bare.rewards, bare.widths) == (found.rewards, found.widths)
+        assert bare.finetuned_test_accuracy is None
+        assert found.finetuned_test_accuracy is not None
+    full, whole = rows[1][0].full_test_accuracy, network.create(digits, 0).eval()
+    split = digits.test
+    expected = accuracy(whole, split.images, split.labels, digits.normalisation)
+    assert full == pytest.approx(expected, abs=1e-5)
+    assert settings[0].keys() < settings[1].keys()
+    assert (settings[1]["finetune_epochs"], settings[1]["finetune_lr"]) == (1, 0.02)
+    table = (tmp_path / "1" / "table.md").read_text()
+    assert "| fine-tuned | full network |" in table
+    assert "for the search" not in table
+    assert "fine-tuned |" not in (tmp_path / "0" / "table.md").read_text()
 
 
 def test_contenders_are_what_they_are_called() -> None:
@@ -325,7 +353,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--agents", "sac-unaligned"],
         "sac-unaligned differs in how weights are trained",
     ),
-    "tuning": (["--finetune-epochs", "2"], "fine-tuned in joint training only: add --epochs"),
+    "tuning": (["--finetune-epochs", "-1"], "finetune_epochs=-1 must be at least 0"),
     "no-agent": (["--agents", ""], "unknown agent ''"),
     "twice": (["--agents", "sac,sac"], "agents holds a value twice: sac, sac"),
     "ratio": (["--pruned-flops", "0.5,half"], "pruned_flops='0.5,half' must be numbers of type fl"),

@@ -141,7 +141,11 @@ WEIGHTS = _options(
     _option("--threads", type=int, help="CPU threads [all cores]."),
 )
 FINETUNING = _options(
-    _option("--finetune-epochs", type=int, help="Epochs after pruning [a quarter of --epochs]."),
+    _option(
+        "--finetune-epochs",
+        type=int,
+        help="Epochs after pruning [a quarter of --epochs; `rlal compare` on standing weights: 0].",
+    ),
     _option("--finetune-lr", default=0.01, help="Learning rate of the fine-tuning."),
 )
 TRAINING = _options(

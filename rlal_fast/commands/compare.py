@@ -124,8 +124,6 @@ def _compare(folder: ResultsFolder, settings: Settings, goal: Goal, quiet: bool)
             "agents are compared on a trained network: give its weights by --init, or train it "
             "with them by --epochs"
         )
-    if settings["epochs"] == 0 and settings["finetune_epochs"]:
-        raise InputError("structures are fine-tuned in joint training only: add --epochs")
     plan = _plan(settings)
     if goal[1] != BASELINE:
         report.check_level_of(goal[1], {*plan.agents, *(r.agent for r in folder.rows())})

@@ -30,9 +30,9 @@ from rlal_fast.seeds import derived_seed
 _OWN = {"pruned_flops", "episodes_per_epoch", "seed", "agent", "epoch_embedding"}
 _OWN |= {"search_epochs", "episodes"}
 _OWN |= {"evaluator", "device"}
-# What only the training of weights reads.
-_OF_TRAINING = {"weights", "warmup_epochs", "alignment", "beta", "beta_growth", "structures"}
-_OF_TRAINING |= {"finetune_epochs", "finetune_lr", "race_share"}
+# What only joint training reads, and what any training does.
+_OF_JOINT = {"warmup_epochs", "alignment", "beta", "beta_growth", "structures", "race_share"}
+_OF_TRAINING = {"weights", "finetune_epochs", "finetune_lr"}
 # What some contenders read and others do not: rows of those others stay comparable without it.
 _OF_CONTENDERS = {"state", "sac", "screening", "environment", "history", "assistant"}
 
@@ -131,6 +131,11 @@ class Plan:
         """Whether the weights are trained while the agents search."""
         return self.base.epochs > 0
 
+    @property
+    def finetune_epochs(self) -> int:
+        """Of each run's structure. On standing weights they are compared as cut unless asked."""
+        return self.base.finetune if self.joint else self.base.finetune_epochs or 0
+
     def jobs(self) -> Iterator[Job]:
         """The runs, seed by seed: what is stopped early still compares all agents."""
         seen = set()
@@ -152,8 +157,7 @@ class Plan:
             pruned_flops=job.pruned_flops,
             episodes_per_epoch=job.episodes_per_epoch,
             seed=job.seed,
-            # on standing weights structures are compared as cut
-            finetune_epochs=self.base.finetune if self.joint else 0,
+            finetune_epochs=self.finetune_epochs,
             search_epochs=0 if self.joint else 1,
             warmup_epochs=self.base.warmup_epochs if self.joint else 0,
         )
@@ -181,12 +185,15 @@ class Plan:
     def settings(self, network: Network, data: ImageData) -> dict[str, Any]:
         """What makes rows comparable, as plain data without a path of this machine."""
         config = dataclasses.asdict(self.base)
-        unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_TRAINING)
+        trains = self.joint or self.finetune_epochs > 0
+        unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_JOINT)
+        unread |= set() if trains else _OF_TRAINING
         kept = {name: value for name, value in config.items() if name not in unread}
         if self.joint:
-            kept["finetune_epochs"] = self.base.finetune
             kept["race_share"] = self.base.race
-            if not self.base.finetune:
+        if trains:
+            kept["finetune_epochs"] = self.finetune_epochs
+            if not self.finetune_epochs:
                 kept.pop("finetune_lr")
             kept["weights"].pop("capture")  # another way to launch the same steps
             amp = training_precision(self.base.weights, device.resolve(self.base.device))

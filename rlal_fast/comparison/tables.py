@@ -11,7 +11,7 @@ from rich.table import Table
 from rlal_fast.comparison.summary import BASELINE, Line
 
 _RL_SHARE = "of them for the search"
-_JOINT = {"fine-tuned", "full network", _RL_SHARE}  # where weights are trained beside it
+_TUNED = {"fine-tuned", "full network"}  # where structures are fine-tuned
 _HEADINGS = (
     "agent",
     "P",
@@ -36,6 +36,10 @@ def is_joint(settings: Mapping[str, Any]) -> bool:
     return settings["evaluations"] is None
 
 
+def _is_tuned(settings: Mapping[str, Any]) -> bool:
+    return is_joint(settings) or bool(settings.get("finetune_epochs"))
+
+
 def heading(settings: Mapping[str, Any]) -> str:
     """What was compared, in one line."""
     if is_joint(settings):
@@ -55,7 +59,7 @@ def markdown(
     level_of: str = BASELINE,
 ) -> str:
     """The whole of table.md."""
-    parts = [f"# {heading(settings)}", _legend(level, level_of, is_joint(settings))]
+    parts = [f"# {heading(settings)}", _legend(level, level_of, settings)]
     for title, own in _sections(lines):
         names = _headings(settings)
         marks = ["---" if name in _LEFT else "---:" for name in names]
@@ -80,7 +84,10 @@ def rich_tables(settings: Mapping[str, Any], lines: Sequence[Line]) -> list[Tabl
 
 
 def _headings(settings: Mapping[str, Any]) -> list[str]:
-    return [name for name in _HEADINGS if is_joint(settings) or name not in _JOINT]
+    left_out = set() if is_joint(settings) else {_RL_SHARE}  # nothing but the search takes time
+    if not _is_tuned(settings):
+        left_out |= _TUNED
+    return [name for name in _HEADINGS if name not in left_out]
 
 
 def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
@@ -88,7 +95,7 @@ def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
         yield f"{_percent(ratio, 4)} % of the FLOPs pruned", list(own)
 
 
-def _legend(level: float | None, level_of: str, joint: bool) -> str:
+def _legend(level: float | None, level_of: str, settings: Mapping[str, Any]) -> str:
     whose = "random search" if level_of == BASELINE else level_of
     said = f"the mean best reward of {whose}" if level is None else f"{_percent(level)} %"
     words = (
@@ -99,11 +106,15 @@ def _legend(level: float | None, level_of: str, joint: bool) -> str:
         "is at it"
     )
     words += "." if level is not None else f", and those of {whose} as a multiple of them."
-    if joint:
+    if _is_tuned(settings):
         words += (
             " Fine-tuned, full network: test accuracies of the fine-tuned structure and of the "
-            "network it was cut from. Seconds: without fine-tuning; for the search: to score "
-            "sub-networks and train the agent."
+            "network it was cut from. Seconds: without fine-tuning"
+        )
+        words += (
+            "."
+            if not is_joint(settings)
+            else ("; for the search: to score sub-networks and train the agent.")
         )
     return words
 
