@@ -91,6 +91,8 @@ def by_epochs(courses: Sequence[Course], title: str, y_label: str) -> Figure:
 
     Courses with the environment model are solid beside those without it, which are dashed.
     """
+    from matplotlib.ticker import MaxNLocator
+
     ps = sorted({course.episodes_per_epoch for course in courses})
     colours = {p: _BY_P[number % len(_BY_P)] for number, p in enumerate(ps)}
     figure, axes = _panels(title, courses, 1)
@@ -103,6 +105,8 @@ def by_epochs(courses: Sequence[Course], title: str, y_label: str) -> Figure:
         panel.set_title(f"{100 * ratio:.4g} % of the FLOPs pruned")
         if max(longest) >= _LOG_FROM * min(longest):
             _log_axis(panel)
+        else:
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.set_xlabel("epochs")
     axes[0][0].set_ylabel(y_label)
     _legend(figure, axes, courses, columns=len(ps))
