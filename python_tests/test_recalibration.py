@@ -18,7 +18,7 @@ from rlal_fast.errors import InputError
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import Record
 from rlal_fast.models import create
-from rlal_fast.recalibration import recalibrate, training_sample
+from rlal_fast.recalibration import image_count, recalibrate, training_sample
 from rlal_fast.trainer import JointResult, JointTrainer
 from rlal_fast.weights import WeightsConfig, accuracy
 
@@ -96,6 +96,25 @@ def test_a_sample_depends_on_the_seed_alone() -> None:
     assert torch.equal(training_sample(data, 9, seed=3), first)  # type: ignore[arg-type]
     assert not torch.equal(training_sample(data, 9, seed=4), first)  # type: ignore[arg-type]
     assert training_sample(data, 0, seed=3) is None
+
+
+def images_of(size: int, count: int) -> ImageData:
+    pair = (torch.zeros(count, 3, size, size, dtype=torch.uint8), torch.arange(count) % 2)
+    return ImageData.from_tensors(pair, pair, pair)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [(32, 500, 128), (8, 500, 128), (48, 500, 56), (64, 500, 32), (224, 60, 32), (32, 9, 9)],
+)
+def test_standing_weights_are_recalibrated_by_default(size: int, count: int, expected: int) -> None:
+    data = images_of(size, count)
+    assert image_count(None, norm_net(), data, standing=True) == expected
+    assert image_count(None, norm_net(), data, standing=False) == 0
+    assert image_count(None, nn.Sequential(nn.Conv2d(3, 4, 3)), data, standing=True) == 0
+    for standing in (True, False):
+        assert image_count(17, norm_net(), data, standing=standing) == 17
+        assert image_count(0, norm_net(), data, standing=standing) == 0
 
 
 # -- one module ------------------------------------------------------------------------------------
@@ -181,6 +200,21 @@ def test_the_full_model_keeps_its_running_statistics(
     assert bit_equal(plain.model, scored.model)
     rewards = [[r["rewards"] for r in t.log.records] for t in (plain, scored)]
     assert rewards[0] != rewards[1]
+
+
+@pytest.mark.parametrize(("epochs", "images"), [(0, 128), (3, 0)])
+def test_the_default_depends_on_whether_weights_stand_still(
+    digits: ImageData, epochs: int, images: int
+) -> None:
+    chosen = make(digits, epochs=epochs, bn_recalibrate=None)
+    sample = training_sample(digits, images, seed=0)
+    assert (chosen.recalibration is None) == (sample is None)
+    if sample is not None:
+        assert chosen.recalibration is not None
+        assert torch.equal(chosen.recalibration, sample)
+        assert chosen.evaluator.description.startswith(
+            "torch reference, batch norm recalibrated on 128 images"
+        )
 
 
 class Stopped(Exception):

@@ -122,7 +122,10 @@ LOOP = _options(
     ),
     _option("--importance", default="l1", help="l1, l2, bn_scale, fpgm or random."),
     _option(
-        "--bn-recalibrate", default=0, help="Score by batch norm statistics of so many images."
+        "--bn-recalibrate",
+        type=int,
+        help="Score by batch norm statistics of so many images [0; where weights stand still 128; "
+        "paper: 0].",
     ),
     _option("--a-max", default=0.8, help="Largest pruning ratio of a group."),
     _option("--min-width", default=1, help="Fewest channels of a group."),

@@ -56,9 +56,9 @@ class JointConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     importance: str = "l1"
-    bn_recalibrate: int = 0
+    bn_recalibrate: int | None = None
     """Training images whose batch norm statistics each sub-network is scored with. 0: the running
-    statistics."""
+    statistics. None: 0, or where epochs is 0 as many as recalibration.image_count says."""
     structures: int = 4  # best structures that are evaluated again each epoch
     race_share: float | None = None
     """Where weights move: the share of the reward images, at least 100 of them, after which what is
@@ -96,7 +96,6 @@ class JointConfig:
             ("epochs", 0),
             ("episodes_per_epoch", 1),
             ("structures", 1),
-            ("bn_recalibrate", 0),
             ("seed", 0),
         ):
             if getattr(self, name) < least:
@@ -107,6 +106,7 @@ class JointConfig:
             "random_epochs",
             "finetune_epochs",
             "agent_updates",
+            "bn_recalibrate",
         )
         for name in optional:
             value = getattr(self, name)
@@ -228,6 +228,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "screening": ScreeningConfig(candidates=1),
         "beta": 1e-4,
         "beta_growth": 0.0,
+        "bn_recalibrate": 0,
         "race_share": 1.0,
     },
 }

@@ -1,6 +1,10 @@
 """Batch norm recalibration (method.md §5): the images for it, and the module that is kept at last.
 
-Scoring recalibrates inside the evaluator; `recalibrate` does the same to an ordinary module.
+What a cut does to a network first is to move the means and variances that its batch norms expect.
+By the accuracy with the old ones a search finds what moves them least; with its own ones
+(EagleEye's adaptive batch normalisation, Li et al., ECCV 2020, §3.3) a sub-network shows what is
+left after a fine-tuning. Scoring recalibrates inside the evaluator; `recalibrate` does the same to
+an ordinary module.
 """
 
 from __future__ import annotations
@@ -12,6 +16,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rlal_fast.data import ImageData
 from rlal_fast.errors import InputError
 from rlal_fast.seeds import generator
+
+# 32 images of CIFAR's size rank sub-networks nearly as well as 1,000, and 128 as well
+# (benchmarks/agents.md). Larger ones have more pixels for a mean, and more activations to hold.
+_MOST, _LEAST, _PIXELS = 128, 32, 128 * 32 * 32
+
+
+def image_count(asked: int | None, network: nn.Module, data: ImageData, *, standing: bool) -> int:
+    """How many training images sub-networks are recalibrated on.
+
+    Args:
+        asked: a number, which is taken as it is; None: 128 of at most 32 x 32 pixels, fewer of
+            larger ones, at least 32, where that helps and can be.
+        network: without batch norm there is nothing to recalibrate.
+        data: the training split may have fewer.
+        standing: the weights are not trained. While they are, the alignment keeps the best
+            structure's statistics near the full network's, and 0 is the default.
+    """
+    if asked is not None:
+        return asked
+    if not standing or not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return 0
+    height, width = data.image_shape[1:]
+    return min(len(data.train), max(_LEAST, min(_MOST, _PIXELS // (height * width))))
 
 
 def training_sample(data: ImageData, count: int, seed: int) -> Tensor | None:

@@ -30,7 +30,7 @@ from rlal_fast.history.past_run import PastRun
 from rlal_fast.joint_config import JointConfig
 from rlal_fast.metrics import MetricsLog, Record
 from rlal_fast.racing import Race
-from rlal_fast.recalibration import recalibrate, training_sample
+from rlal_fast.recalibration import image_count, recalibrate, training_sample
 from rlal_fast.replay import ReplayBuffer
 from rlal_fast.report import Report
 from rlal_fast.run_folder import RunFolder
@@ -175,7 +175,9 @@ class JointTrainer:
 
     def _make_evaluator(self) -> None:
         config, data = self.config, self.data
-        sample = training_sample(data, config.bn_recalibrate, config.seed)
+        standing = config.epochs == 0
+        count = image_count(config.bn_recalibrate, self.model, data, standing=standing)
+        sample = training_sample(data, count, config.seed)
         self.recalibration = None if sample is None else sample.to(self.device)
         reward = data.reward.shuffled(generator(config.seed, "order of reward images"))
         self.evaluator = Evaluator(

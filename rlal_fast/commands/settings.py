@@ -36,7 +36,7 @@ def joint_config(settings: Settings) -> JointConfig:
     for name in ("include", "exclude"):
         values[name] = tuple(values[name])
     preset = JointConfig(epochs=1, **PRESETS[settings["preset"]])
-    for name in ("beta", "beta_growth", "race_share"):
+    for name in ("beta", "beta_growth", "bn_recalibrate", "race_share"):
         if values[name] is None:
             values[name] = getattr(preset, name)
     screening = preset.screening

@@ -22,6 +22,7 @@ from rlal_fast.errors import InputError
 from rlal_fast.history.content import encode
 from rlal_fast.history.past_run import PastRun
 from rlal_fast.joint_config import JointConfig
+from rlal_fast.recalibration import image_count
 from rlal_fast.seeds import derived_seed
 
 # Fields of JointConfig that are the run's own, follow from others, or change no reward but by the
@@ -189,6 +190,9 @@ class Plan:
         unread = _OWN | _OF_CONTENDERS | (set() if self.joint else _OF_JOINT)
         unread |= set() if trains else _OF_TRAINING
         kept = {name: value for name, value in config.items() if name not in unread}
+        kept["bn_recalibrate"] = image_count(
+            self.base.bn_recalibrate, network.create(data, 0), data, standing=not self.joint
+        )
         if self.joint:
             kept["race_share"] = self.base.race
         if trains:
