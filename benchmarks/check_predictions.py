@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-import safetensors.torch
 import torch
-from machine import ROOT, describe, write_result
+import trained
+from machine import describe, write_result
 
-import rlal_fast as rf
-from rlal_fast import data
 from rlal_fast.agents import RandomAgent
 from rlal_fast.env import PruningEnv
 from rlal_fast.evaluator import Evaluator
@@ -31,17 +28,12 @@ _TIE = 1e-5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = ROOT / "benchmarks" / "networks" / "resnet20-cifar10jpeg.safetensors"
-    parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--weights", type=Path, default=default)
-    parser.add_argument("--data-dir", required=True, help="an image folder")
+    trained.add_options(parser)
     parser.add_argument("--subnets", type=int, default=4)
     parser.add_argument("--result", default="")
     args = parser.parse_args()
-    found = data.load("imagefolder", args.data_dir)
+    model, found = trained.load(args)
     images, labels = found.normalised(found.test), found.test.labels
-    model = rf.models.create(args.arch, found.num_classes).eval()
-    model.load_state_dict(safetensors.torch.load_file(args.weights))
     graph = PrunableGraph.trace(model, images[:1])
     evaluator = Evaluator(graph, images, labels, "native")
     drawn = PruningEnv(graph, Budget(graph.cost, 0.5), evaluator).rollout(

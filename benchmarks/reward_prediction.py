@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from machine import ROOT, write_result
+import trained
+from machine import write_result
 from numpy.typing import NDArray
 
-import rlal_fast as rf
 from rlal_fast import compaction, data, finetune
 from rlal_fast.evaluator import Evaluator
 from rlal_fast.flops import Budget
@@ -39,10 +37,7 @@ _FINETUNE_LR = 0.01
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = ROOT / "benchmarks" / "networks" / "resnet20-cifar10jpeg.safetensors"
-    parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--weights", type=Path, default=default)
-    parser.add_argument("--data-dir", required=True, help="an image folder")
+    trained.add_options(parser)
     parser.add_argument("--pruned-flops", type=float, default=0.5)
     parser.add_argument("--subnets", type=int, default=24)
     parser.add_argument("--images", type=int, nargs="+", default=[0, 32, 128, 512])
@@ -53,11 +48,8 @@ def main() -> None:
     parser.add_argument("--result", default="")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = data.load(
-        "imagefolder", args.data_dir, train_limit=args.train_limit, crop_padding=4, flip=True
-    ).with_reward_images(args.reward_images)
-    model = rf.models.create(args.arch, found.num_classes).eval()
-    model.load_state_dict(safetensors.torch.load_file(args.weights))
+    model, found = trained.load(args, train_limit=args.train_limit, crop_padding=4, flip=True)
+    found = found.with_reward_images(args.reward_images)
     graph = PrunableGraph.trace(model, torch.zeros(1, *found.image_shape))
     subnets = draw(graph, Budget(graph.cost, args.pruned_flops), args.subnets)
     scores = {count: score(graph, model, found, subnets, count) for count in args.images}

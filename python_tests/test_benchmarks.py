@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import rlal_fast as rf
 from rlal_fast.evaluator import Evaluator
+from rlal_fast.flops import Budget
 from rlal_fast.graph import PrunableGraph
 from rlal_fast.subnet import Subnet
 
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench_episode
 import peers
 import plot_results
+import reward_prediction
 from peers.folded import FoldedNetwork
 from peers.fx_network import fx_network
 from systems import PerSubnet, best_setting, logit_error
@@ -198,3 +201,22 @@ def test_held_to_avx2_says_so() -> None:
     command = [sys.executable, "-c", code, str(Path(peers.__file__).parents[1])]
     found = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
     assert found.stdout.split() == ["AVX2", "avx2"]
+
+
+def test_sub_networks_to_predict_begin_even_and_end_far_from_it_within_the_budget() -> None:
+    graph = PrunableGraph.trace(rf.models.create("resnet20", 10, 3), torch.zeros(1, 3, 32, 32))
+    budget = Budget(graph.cost, 0.5)
+    widths = np.stack([s.widths for s in reward_prediction.draw(graph, budget, 12)])
+    used = budget.cost.macs(widths) / budget.macs
+    assert ((used > 0.9) & (used <= 1)).all()  # what differs is not how much is pruned
+    unlike = np.std(widths / budget.full_widths, axis=1)
+    assert unlike[0] < 0.05
+    assert unlike[6:].mean() > 2 * unlike[1:6].mean()
+
+
+def test_a_score_is_compared_with_what_is_left() -> None:
+    left = np.array([0.7, 0.8, 0.5, 0.6, 0.1, 0.2, 0.3, 0.4])
+    assert reward_prediction.compare(left / 3, left) == pytest.approx((1, 0.75))
+    assert reward_prediction.compare(-left, left) == pytest.approx((-1, 0.15))
+    correlation, best = reward_prediction.compare(np.full(8, 0.1), left)
+    assert (correlation, best) == pytest.approx((0, 0.75))  # ties: the first ones

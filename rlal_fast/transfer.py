@@ -53,7 +53,7 @@ class HistoryConfig:
     lasting: int = 100
     """Episodes after which that time is over, and an agent of the run's own, trained on all of
     them, takes the past agent's place. That one finds good structures soon and the best ones late:
-    benchmarks/agents.md, "Learning from past runs"."""
+    benchmarks/history.md."""
     least_baseline: float = 0.95
     """Episodes of an epoch whose full network reached less than this share of what it reached in
     the run's last epoch are left out: their rewards are of weights that were still to learn."""
