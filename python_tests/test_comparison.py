@@ -21,6 +21,7 @@ SETTINGS = {
     "evaluations": 4,
     "epochs": 0,
     "reward_images": 50,
+    "bn_recalibrate": 0,
     "contenders": {},
 }
 
@@ -194,13 +195,16 @@ def test_damaged_settings_are_one_line(folder: ResultsFolder) -> None:
     folder.append(ROWS[1])
     folder.settings_path.write_text('{"arch": "resnet8"}')
     for call in (lambda: report.write(folder), lambda: folder.share(SETTINGS)):
-        with pytest.raises(InputError, match=r"settings\.json lacks contenders, dataset, epochs"):
+        with pytest.raises(InputError, match=r"settings\.json lacks bn_recalibrate, contenders, "):
             call()
 
 
 def test_the_table_says_who_never_arrives() -> None:
     text = tables.markdown(SETTINGS, summarise(ROWS, joint=False), None)
-    assert text.startswith("# resnet8 on digits: 4 evaluations on weights that stand still, 50 ")
+    heading = "# resnet8 on digits: 4 evaluations on weights that stand still, 50 reward images"
+    assert text.startswith(heading + "\n")
+    text = tables.markdown(SETTINGS | {"bn_recalibrate": 9}, summarise(ROWS, joint=False), None)
+    assert text.startswith(heading + ", batch norm recalibrated on 9\n")
     assert "## 50 % of the FLOPs pruned\n\nLevel: 50.00 %.\n" in text
     assert "| random | 2 | 4 | 2 | 50.00 ± 14.14 | 0: 40.00, 1: 60.00 |" in text
     assert "| 2 (2 of 3) | 3 (1.3x) | 3.0 |" in text

@@ -94,7 +94,15 @@ class Row:
 
 
 # What is read of settings.json, whatever else is in it.
-_READ = {"arch", "dataset", "evaluations", "epochs", "reward_images", "contenders"}
+_READ = {
+    "arch",
+    "bn_recalibrate",
+    "dataset",
+    "evaluations",
+    "epochs",
+    "reward_images",
+    "contenders",
+}
 
 
 class ResultsFolder:

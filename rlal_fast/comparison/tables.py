@@ -46,9 +46,11 @@ def heading(settings: Mapping[str, Any]) -> str:
         how = f"{settings['epochs']} epochs of joint training"
     else:
         how = f"{settings['evaluations']} evaluations on weights that stand still"
+    recalibrated = settings["bn_recalibrate"]
+    statistics = f", batch norm recalibrated on {recalibrated}" if recalibrated else ""
     return (
         f"{settings['arch']} on {settings['dataset']}: {how}, "
-        f"{settings['reward_images']} reward images"
+        f"{settings['reward_images']} reward images{statistics}"
     )
 
 
