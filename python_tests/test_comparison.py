@@ -204,7 +204,8 @@ def test_the_table_says_who_never_arrives() -> None:
     heading = "# resnet8 on digits: 4 evaluations on weights that stand still, 50 reward images"
     assert text.startswith(heading + "\n")
     text = tables.markdown(SETTINGS | {"bn_recalibrate": 9}, summarise(ROWS, joint=False), None)
-    assert text.startswith(heading + ", batch norm recalibrated on 9\n")
+    assert text.startswith(heading + " (batch norm of 9)\n")
+    assert "with batch norm statistics of 9 training images" in text
     assert "## 50 % of the FLOPs pruned\n\nLevel: 50.00 %.\n" in text
     assert "| random | 2 | 4 | 2 | 50.00 ± 14.14 | 0: 40.00, 1: 60.00 |" in text
     assert "| 2 (2 of 3) | 3 (1.3x) | 3.0 |" in text

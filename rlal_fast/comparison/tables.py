@@ -46,8 +46,8 @@ def heading(settings: Mapping[str, Any]) -> str:
         how = f"{settings['epochs']} epochs of joint training"
     else:
         how = f"{settings['evaluations']} evaluations on weights that stand still"
-    recalibrated = settings["bn_recalibrate"]
-    statistics = f", batch norm recalibrated on {recalibrated}" if recalibrated else ""
+    count = settings["bn_recalibrate"]
+    statistics = f" (batch norm of {count})" if count else ""
     return (
         f"{settings['arch']} on {settings['dataset']}: {how}, "
         f"{settings['reward_images']} reward images{statistics}"
@@ -100,9 +100,11 @@ def _sections(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
 def _legend(level: float | None, level_of: str, settings: Mapping[str, Any]) -> str:
     whose = "random search" if level_of == BASELINE else level_of
     said = f"the mean best reward of {whose}" if level is None else f"{_percent(level)} %"
+    count = settings["bn_recalibrate"]
+    statistics = f", with batch norm statistics of {count} training images" if count else ""
     words = (
-        "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split; "
-        "test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
+        "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split"
+        f"{statistics}; test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
         f"P: episodes per epoch. The level: {said}; its evaluations are the mean of the seeds that "
         "reach it. Until the mean is there: evaluations until the mean of all seeds' best rewards "
         "is at it"
