@@ -104,10 +104,10 @@ def _legend(level: float | None, level_of: str, settings: Mapping[str, Any]) -> 
     statistics = f", with batch norm statistics of {count} training images" if count else ""
     words = (
         "Accuracies in %, mean ± standard deviation over seeds. Best reward: on the reward split"
-        f"{statistics}; test accuracy: of the same structure as cut, not fine-tuned, by which nothing was chosen. "
-        f"P: episodes per epoch. The level: {said}; its evaluations are the mean of the seeds that "
-        "reach it. Until the mean is there: evaluations until the mean of all seeds' best rewards "
-        "is at it"
+        f"{statistics}; test accuracy: of the same structure as cut, not fine-tuned, by which "
+        f"nothing was chosen. P: episodes per epoch. The level: {said}; its evaluations are the "
+        "mean of the seeds that reach it. Until the mean is there: evaluations until the mean of "
+        "all seeds' best rewards is at it"
     )
     words += "." if level is not None else f", and those of {whose} as a multiple of them."
     if _is_tuned(settings):
