@@ -12,7 +12,6 @@ prefers.
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 import numpy as np
@@ -60,17 +59,16 @@ def main() -> None:
         "finetuned": left.round(4).tolist(),
         "scores": {},
     }
-    for count, (found_scores, seconds) in scores.items():
+    for count, found_scores in scores.items():
         told = [compare(one, left) for one in found_scores]
         result["scores"][count] = {
             "accuracies": found_scores.round(4).tolist(),
             "rank_correlation": [round(one[0], 3) for one in told],
             "finetuned_of_the_best_quarter": [round(one[1], 4) for one in told],
-            "seconds_per_subnet": round(seconds, 4),
         }
         print(
             f"{count:5d} images: rank correlation {mean([t[0] for t in told])}, the best quarter "
-            f"{mean([100 * t[1] for t in told])} %, {1000 * seconds:.0f} ms"
+            f"{mean([100 * t[1] for t in told])} %"
         )
     print(f"all of them fine-tuned: {100 * left.mean():.2f} %, the best {100 * left.max():.2f} %")
     if args.result:
@@ -98,19 +96,17 @@ def score(
     images: data.ImageData,
     subnets: list[Subnet],
     count: int,
-) -> tuple[NDArray[np.float64], float]:
-    """Accuracies [seeds, S] with the statistics of `count` images, and seconds per sub-network."""
-    rows, seconds = [], []
+) -> NDArray[np.float64]:
+    """Accuracies [seeds, S] with the statistics of `count` images."""
+    rows = []
     for seed in range(_SEEDS if count else 1):
         sample = training_sample(images, count, seed)
         scorer = Evaluator(
             graph, images.normalised(images.reward), images.reward.labels, "auto", sample
         )
         scorer.load_weights(model)
-        start = time.perf_counter()
         rows.append(scorer.accuracies(subnets))
-        seconds.append((time.perf_counter() - start) / len(subnets))
-    return np.stack(rows), float(np.median(seconds))
+    return np.stack(rows)
 
 
 def tuned(model: torch.nn.Module, images: data.ImageData, subnet: Subnet, epochs: int) -> float:

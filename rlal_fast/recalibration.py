@@ -17,7 +17,7 @@ from rlal_fast.data import ImageData
 from rlal_fast.errors import InputError
 from rlal_fast.seeds import generator
 
-# 32 images of CIFAR's size rank sub-networks nearly as well as 1,000, and 128 as well
+# 32 images of CIFAR's size rank sub-networks nearly as well as 512, and 128 as well
 # (benchmarks/agents.md). Larger ones have more pixels for a mean, and more activations to hold.
 _MOST, _LEAST, _PIXELS = 128, 32, 128 * 32 * 32
 

@@ -115,11 +115,8 @@ def _legend(level: float | None, level_of: str, settings: Mapping[str, Any]) -> 
             " Fine-tuned, full network: test accuracies of the fine-tuned structure and of the "
             "network it was cut from. Seconds: without fine-tuning"
         )
-        words += (
-            "."
-            if not is_joint(settings)
-            else ("; for the search: to score sub-networks and train the agent.")
-        )
+        search = "; for the search: to score sub-networks and train the agent"
+        words += f"{search if is_joint(settings) else ''}."
     return words
 
 
